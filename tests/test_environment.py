@@ -1,0 +1,122 @@
+"""The four places that say what is installed agree: pyproject.toml, constraints.txt, environment.yml, CI. Offline."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from rattler import MatchSpec
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10; pytest brings tomli there
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
+
+
+def direct_dependencies():
+    lines = [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]
+    requirements = map(Requirement, lines)
+    return [r for r in requirements if canonicalize_name(r.name) != canonicalize_name(PROJECT["name"])]
+
+
+def constraint_lines():
+    lines = (line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
+    return [line for line in lines if line]
+
+
+def constraints():
+    return {canonicalize_name(r.name): r for r in map(Requirement, constraint_lines())}
+
+
+def pinned_version(requirement):
+    [pin] = requirement.specifier
+    assert pin.operator == "==", f"{requirement}: a constraint is one version"
+    return pin.version
+
+
+def conda_specs():
+    return [d for d in CONDA["dependencies"] if isinstance(d, str)]
+
+
+def conda_pip_list():
+    [pip] = [d["pip"] for d in CONDA["dependencies"] if isinstance(d, dict)]
+    return pip
+
+
+def test_environment_yml_has_the_shape_that_conda_reads():
+    assert set(CONDA) <= {"name", "channels", "dependencies", "variables", "platforms", "category"}, "no prefix"
+    assert all(isinstance(channel, str) for channel in CONDA["channels"])
+    maps = [d for d in CONDA["dependencies"] if not isinstance(d, str)]
+    assert [list(m) for m in maps] == [["pip"]]
+    assert "pip" in conda_specs(), "conda warns unless pip itself is listed"
+
+
+def test_conda_specs_parse_and_offer_a_python_that_the_package_accepts():
+    specs = {spec.name.normalized: spec for spec in map(MatchSpec, conda_specs())}
+    assert set(specs) == {"python", "pip"}, "everything else is listed in pyproject.toml, once"
+    [python] = re.findall(r"^python=(\d+\.\d+)$", "\n".join(conda_specs()), flags=re.M)
+    assert python in SpecifierSet(PROJECT["requires-python"])
+
+
+def test_conda_installs_this_package_with_extras_that_exist():
+    [line] = conda_pip_list()
+    editable = re.fullmatch(r"-e \.\[([\w,-]+)\]", line)
+    assert editable, f"{line!r} is not this folder"
+    asked = set(editable.group(1).split(","))
+    assert asked <= set(EXTRAS) and {"notebook", "test"} <= asked
+
+
+def test_each_extra_that_names_this_package_names_an_extra_of_it():
+    for requirement in (Requirement(line) for extra in EXTRAS.values() for line in extra):
+        if canonicalize_name(requirement.name) == canonicalize_name(PROJECT["name"]):
+            assert requirement.extras and requirement.extras <= set(EXTRAS)
+
+
+@pytest.mark.parametrize("requirement", direct_dependencies(), ids=str)
+def test_every_direct_dependency_has_a_tested_version_within_its_bound(requirement):
+    version = pinned_version(constraints()[canonicalize_name(requirement.name)])
+    assert version in requirement.specifier
+
+
+def test_direct_dependencies_have_a_lower_bound_and_no_upper_one():
+    for requirement in direct_dependencies():
+        assert [s.operator for s in requirement.specifier] == [">="], f"{requirement} would fight Colab"
+
+
+def test_colab_keeps_its_own_torch_and_widgets():
+    """What a hosted notebook ships must satisfy the package without extras: an upgrade there breaks it."""
+    bounds = {canonicalize_name(r.name): r.specifier for r in map(Requirement, PROJECT["dependencies"])}
+    assert "2.6.0" in bounds["torch"]
+    assert "7.7.1" in bounds["ipywidgets"], "widgets 8 are not shown by Colab's front end"
+
+
+def test_constraints_fit_every_build_and_every_package_is_named_once():
+    lines = constraint_lines()
+    assert len(constraints()) == len(lines)
+    assert not [line for line in lines if line.startswith(("-", "/", ".")) or "://" in line or " @ " in line]
+    assert not [r for r in constraints().values() if "+" in pinned_version(r)], "a local build, such as +cpu"
+    assert "setuptools" not in constraints(), "pip would apply it to the building of packages, too"
+
+
+def test_ci_covers_the_oldest_python_and_conda_s():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    job = workflow["jobs"]["test"]
+    versions = job["strategy"]["matrix"]["python-version"]
+    assert all(isinstance(v, str) and v in SpecifierSet(PROJECT["requires-python"]) for v in versions)
+    assert PROJECT["requires-python"] == f">={versions[0]}"
+    assert any(f"python={v}" in conda_specs() for v in versions)
+    assert job["steps"][-1]["run"] == "bash .ci/run"
+    assert (ROOT / ".ci/run").is_file()
+
+
+def test_every_folder_of_modules_is_a_package():
+    folders = {path.parent for path in (ROOT / "rlhf_lib").rglob("*.py")}
+    assert not [folder for folder in folders if not (folder / "__init__.py").is_file()]
