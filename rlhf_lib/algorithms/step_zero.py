@@ -1,0 +1,65 @@
+"""Three things that must hold before the first PPO update. Any two of them can hold while the third is broken."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from ..engine.batching import in_micro_batches
+from ..maths.losses import log_ratio
+from ..maths.records import Rollout
+from .parts import Parts
+
+if TYPE_CHECKING:
+    from .ppo import PPOConfig
+
+
+class StepZeroError(RuntimeError):
+    """Before any training, policy, reference and sampler disagree: what follows would not be PPO."""
+
+
+# name: (limit in float32, where to look)
+LIMITS = {
+    "kl_before_first_update": (
+        1e-6,  # nats a token
+        "policy and reference differ before any update; were both made from the same SFT weights, with dropout off?",
+    ),
+    "ratio_error_before_first_update": (
+        1e-5,
+        "the policy gives other log-probabilities when it trains than when it collected; look at dropout and masks",
+    ),
+    "sampler_forward_gap": (
+        1e-4,  # nats
+        "the sampler drew from another distribution than the one scored; look at temperature, top-p and top-k, and at "
+        "mask and positions under left padding",
+    ),
+}
+
+
+def assert_step_zero(policy: nn.Module, rollout: Rollout, config: PPOConfig, parts: Parts) -> dict[str, float]:
+    """The three numbers, or StepZeroError naming the one that is off and where to look.
+
+    kl_before_first_update           mean |log policy - log reference| of an action: bounds the k1 estimate of the KL
+    ratio_error_before_first_update  max |ratio - 1| between a forward pass with gradients and the rollout's
+    sampler_forward_gap              max |log-prob seen by the sampler - log-prob of the forward pass|
+    """
+    mask = rollout.action_mask
+
+    def score_for_training(texts: Rollout) -> tuple[Tensor, ...]:
+        log_probs, _ = parts.score_actions(
+            policy, texts.tokens, texts.action_mask, temperature=config.temperature, entropy=parts.entropy
+        )
+        return (log_probs.detach(),)
+
+    (log_probs,) = in_micro_batches(score_for_training, rollout, config.micro_batch_size)
+    ratio = log_ratio(log_probs, rollout.old_log_probs, mask).exp()
+    found = dict(
+        kl_before_first_update=float((rollout.old_log_probs - rollout.ref_log_probs).abs()[mask].mean()),
+        ratio_error_before_first_update=float((ratio - 1).abs().max()),
+        sampler_forward_gap=float((rollout.sampler_log_probs - rollout.old_log_probs).abs()[mask].max()),
+    )
+    for name, (limit, where_to_look) in LIMITS.items():
+        if not found[name] < limit:
+            raise StepZeroError(f"{name} is {found[name]:.3g} but must be below {limit:g}: {where_to_look}")
+    return found

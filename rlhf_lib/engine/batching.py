@@ -1,0 +1,60 @@
+"""From texts to padded rows, and from many rows to micro-batches of rows of similar length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..maths.records import Record, Texts, trim
+
+
+def pad_rows(rows: Sequence[Sequence[int]], *, pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """[B, T] token ids padded on the right, and [B] lengths."""
+    lengths = torch.tensor([len(row) for row in rows])
+    width = int(lengths.max())
+    return torch.tensor([[*row, *[pad_token_id] * (width - len(row))] for row in rows]), lengths
+
+
+def make_texts(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, pad_token_id: int, eos_token_id: int
+) -> Texts:
+    """Prompt and response in one right-padded row. A response ends with its EOS, or it has none."""
+    tokens, lengths = pad_rows([[*p, *r] for p, r in zip(prompts, responses, strict=True)], pad_token_id=pad_token_id)
+    return Texts(
+        tokens=tokens,
+        prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
+        sequence_lengths=lengths,
+        has_eos=torch.tensor([response[-1] == eos_token_id for response in responses]),
+    )
+
+
+def buckets(texts: Texts, rows: int) -> Iterator[Tensor]:
+    """Indices of at most `rows` rows each, similar in length: short rows are not padded to the longest of all."""
+    yield from texts.sequence_lengths.argsort(stable=True).split(rows)
+
+
+def micro_batch(record: Record, texts: Texts, index: Tensor) -> Record:
+    """The rows of `record` named by `index`, cut to the longest of these rows of `texts`."""
+    return trim(record.select(index), int(texts.sequence_lengths[index].max()))
+
+
+def in_micro_batches(
+    function: Callable[[Texts], tuple[Tensor, ...]], texts: Texts, rows: int
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The function over buckets of `texts`, its results put back in the order and at the width of `texts`."""
+    collected: tuple[Tensor, ...] = ()
+    states = texts.tokens.shape[1]
+    for index in buckets(texts, rows):
+        part = micro_batch(texts, texts, index)
+        missing = states - part.tokens.shape[1]
+        results = [_widen(result, missing) for result in function(part)]
+        collected = collected or tuple(result.new_zeros(len(texts.tokens), *result.shape[1:]) for result in results)
+        for whole, result in zip(collected, results, strict=True):
+            whole[index] = result
+    return collected
+
+
+def _widen(result: Tensor, missing: int) -> Tensor:
+    return result if result.dim() == 1 else torch.nn.functional.pad(result, (0, missing))

@@ -1,0 +1,61 @@
+"""One optimiser step from the losses of several micro-batches, and the learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient is NaN or infinite; the weights are those of before this step."""
+
+
+def make_optimizer(
+    groups: Iterable[Iterable[nn.Parameter]], *, learning_rate: float, eps: float
+) -> torch.optim.Optimizer:
+    """AdamW without weight decay over the trainable weights of each group; their order is that of `step`'s norms."""
+    trainable = [{"params": [weight for weight in group if weight.requires_grad]} for group in groups]
+    return torch.optim.AdamW(trainable, lr=learning_rate, eps=eps, weight_decay=0.0)
+
+
+def step(optimizer: torch.optim.Optimizer, *, max_grad_norm: float | None) -> list[float]:
+    """Clip each group's gradient norm if asked, step, clear; returns the norms before clipping, one a group.
+
+    raises  NonFiniteError before anything is changed
+    """
+    norms = []
+    for group in optimizer.param_groups:
+        norm = nn.utils.clip_grad_norm_(group["params"], math.inf if max_grad_norm is None else max_grad_norm)
+        norms.append(float(norm))
+    if not all(map(math.isfinite, norms)):
+        raise NonFiniteError(f"gradient norms {norms} are not finite")
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norms
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, *learning_rates: float) -> None:
+    """One for all groups, or one for each."""
+    groups = optimizer.param_groups
+    for group, learning_rate in zip(groups, learning_rates * (len(groups) // len(learning_rates)), strict=True):
+        group["lr"] = learning_rate
+
+
+def linear_decay(step: int, steps: int) -> float:
+    """From 1 at step 0 towards 0: the factor that N+ uses for PPO, once for each update (not for each epoch)."""
+    return 1 - step / steps
+
+
+def cosine_decay(step: int, steps: int) -> float:
+    """From 1 at step 0 to 0 at `steps` along half a cosine: what N+ uses for SFT and the reward model."""
+    return (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def check_finite(name: str, value: Tensor) -> Tensor:
+    """The value, or NonFiniteError naming it."""
+    if not torch.isfinite(value).all():
+        raise NonFiniteError(f"{name} is not finite: {value.tolist()}")
+    return value

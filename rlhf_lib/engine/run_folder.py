@@ -1,0 +1,96 @@
+"""The folder of a run: what each file is called, and how rows and results get into it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class RunFolder:
+    """Paths and writers. Metrics hold neither time nor memory, so that equal runs have equal files."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def write_json(self, name: str, data: object) -> None:
+        """Atomically: the old file stays until the new one is complete."""
+        target = self / name
+        draft = target.with_name(f".{target.name}.draft")
+        draft.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        os.replace(draft, target)
+
+    def read_json(self, name: str, default: dict | None = None) -> dict:
+        """The content of a file, or `default` where there is no such file."""
+        if default is not None and not (self / name).exists():
+            return default
+        return json.loads((self / name).read_text(encoding="utf-8"))
+
+    def write_lines(self, name: str, rows: Iterable[dict]) -> None:
+        """One JSON object a line, atomically."""
+        target = self / name
+        draft = target.with_name(f".{target.name}.draft")
+        draft.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        os.replace(draft, target)
+
+    def restart_stage(self, stage: str) -> None:
+        """Forget what an earlier run of this stage logged."""
+        for name in ("metrics.jsonl", "timing.jsonl"):
+            if (self / name).exists():
+                self.write_lines(name, [row for row in read_lines(self / name) if row["stage"] != stage])
+
+    def log(self, stage: str, steps: Iterable[dict]) -> Iterator[dict]:
+        """Pass the steps through; append each to metrics.jsonl and its time to timing.jsonl."""
+        started = time.perf_counter()
+        with (
+            open(self / "metrics.jsonl", "a", encoding="utf-8") as metrics,
+            open(self / "timing.jsonl", "a", encoding="utf-8") as timing,
+        ):
+            for number, step in enumerate(steps):
+                print(json.dumps({"stage": stage, **step}), file=metrics, flush=True)
+                now = time.perf_counter()
+                spent = {"stage": stage, "step": number, "seconds": now - started, "peak_mib": peak_memory_mib()}
+                print(json.dumps(spent), file=timing, flush=True)
+                started = now
+                yield step
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The rows of a JSON-lines file; a broken row is named by file and line."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from None
+    return rows
+
+
+def peak_memory_mib() -> float:
+    """The most memory this process has held (resident set), in MiB."""
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+@contextmanager
+def stopwatch(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the time of the block, in seconds, under `name`."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
