@@ -1,0 +1,1 @@
+"""Where texts come from and who judges them. Nothing here knows which algorithm runs."""

@@ -1,0 +1,1 @@
+"""TinyTLDR: short posts, imperfect reference summaries, and a gold score that plays the human."""
