@@ -1,0 +1,5 @@
+"""`python -m rlhf_lib`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,71 @@
+"""The command line: `python -m rlhf_lib --help`. Heavy imports happen inside the commands, so that help is instant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.callback()
+def course() -> None:
+    """RLHF from Scratch: SFT, reward model, PPO and evaluation, from a laptop to a GPU."""
+
+
+@app.command()
+def run(
+    out: Annotated[Path, typer.Option(help="Folder for everything the run writes; made if missing.")],
+    preset: Annotated[str, typer.Option(help="Which model, data and sizes; `settings` lists them.")] = "tiny",
+    seed: Annotated[int, typer.Option(help="Decides posts, samples and labels; the same seed gives the same run.")] = 0,
+    changes: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable. See `settings`.")
+    ] = [],  # noqa: B006  typer wants a plain list
+    stages: Annotated[
+        list[str], typer.Option("--stage", help="Run only this stage; repeatable. Default: all, in order.")
+    ] = [],  # noqa: B006
+    source: Annotated[
+        Path | None, typer.Option("--from", help="A finished run whose stages' output is used where OUT has none.")
+    ] = None,
+) -> None:
+    """Train a summariser: SFT, preferences, reward model, PPO, evaluation. Needs no network.
+
+    Writes the models sft/ reward_model/ policy/ value/ (plain from_pretrained loads them), metrics.jsonl,
+    timing.jsonl, samples.jsonl, report.json and report.html.
+    """
+    from .pipeline import command
+
+    command.run(out, preset, seed, changes, stages, source)
+
+
+@app.command()
+def settings(
+    preset: Annotated[str, typer.Option(help="The preset to show.")] = "tiny",
+) -> None:
+    """List every setting of a preset, as KEY=VALUE, the form that `run --set` takes."""
+    from .pipeline import command
+
+    command.show_settings(preset)
+
+
+@app.command()
+def rebuild(
+    only: Annotated[list[str], typer.Option("--only", help="base, lesson or manifest; repeatable. Default: all.")] = [],  # noqa: B006
+) -> None:
+    """Rebuild the shipped models and the recorded rollout (maintainers; the base takes about half an hour)."""
+    from .pipeline import command
+
+    command.rebuild(only)
+
+
+def main() -> None:
+    """The entry point. What the user did wrong is one line on stderr and exit status 2, never a traceback."""
+    from .pipeline.errors import UserError
+
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None

@@ -1,0 +1,112 @@
+"""What the command line does: set a run up, show its progress, print its result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from tqdm.auto import tqdm
+
+from ..algorithms.parts import Parts
+from ..engine.run_folder import RunFolder, read_lines
+from ..worlds.tiny_tldr.world import TinyTLDR
+from . import assets
+from .errors import SettingsError
+from .pipeline import run_pipeline, value_of
+from .report import write_report
+from .run import Run
+from .settings import keys, load_settings
+from .stages import STAGES
+
+SHOWN = {  # metrics on the live line, by stage, with the name they are shown under
+    "sft": {"loss": "loss"},
+    "reward_model": {"loss": "loss", "agreement": "agrees"},
+    "ppo": {
+        "gold": "gold",
+        "score": "score",
+        "kl_per_sequence": "kl",
+        "entropy_per_token": "entropy",
+        "eos_rate": "eos",
+    },
+}
+LABELS = {"sft": "SFT", "reward_model": "reward model", "ppo": "PPO", "held_out_preferences": "held-out pairs"}
+
+
+def run(out: Path, preset: str, seed: int, changes: list[str], stages: list[str], source: Path | None) -> None:
+    """The `run` command."""
+    console = Console()
+    settings = load_settings(preset, changes, seed=seed)
+    for stage in stages:
+        if stage not in STAGES:
+            raise SettingsError(f"there is no stage {stage!r}; the stages are {', '.join(STAGES)}")
+    folder = RunFolder(out)
+    run = Run(settings, TinyTLDR(settings.seed), folder, RunFolder(source or out), Parts(), progress_bar)
+    report = run_pipeline(run, [stage for stage in STAGES if stage in (stages or STAGES)])
+    if report["sft"]:
+        page = write_report(out)
+        show_samples(console, read_lines(folder / "samples.jsonl"))
+        show_numbers(console, report)
+        console.print(f"The whole story, with plots: {page}", soft_wrap=True)
+
+
+def show_settings(preset: str) -> None:
+    """The `settings` command."""
+    settings = load_settings(preset)
+    for key in keys(settings):
+        print(f"{key}={value_of(settings, key)}")
+
+
+def rebuild(only: list[str]) -> None:
+    """The `rebuild` command."""
+    for name in only:
+        if name not in assets.BUILDERS:
+            raise SettingsError(f"there is nothing called {name!r} to rebuild; there are {', '.join(assets.BUILDERS)}")
+    for name, build in assets.BUILDERS.items():
+        if name in (only or assets.BUILDERS):
+            build(progress_bar)
+
+
+def progress_bar(stage: str, steps: Iterator[dict], total: int) -> Iterator[dict]:
+    """A bar for the stage with its latest metrics behind it."""
+    with tqdm(steps, total=total, desc=f"{LABELS.get(stage, stage):>14}", unit="", dynamic_ncols=True) as bar:
+        for step in bar:
+            shown = {label: f"{step[name]:.2f}" for name, label in SHOWN.get(stage, {}).items()}
+            bar.set_postfix(shown, refresh=False)
+            yield step
+
+
+def show_samples(console: Console, rows: list[dict], count: int = 4) -> None:
+    """A table of summaries before and after, on the first posts where the two differ."""
+    table = Table(title="Before and after, on posts that nothing was trained on", show_lines=True)
+    for heading in ("what happened (the facts)", "SFT wrote", "PPO wrote"):
+        table.add_column(heading, ratio=1)
+    different = [row for row in rows if row["sft"]["text"] != row["policy"]["text"]]
+    for row in different[:count]:
+        facts = "my {who} {did} my {what}; should i {ask}?".format(**row["facts"])
+        table.add_row(facts, *(f"{row[name]['text']}\n(gold {row[name]['gold']:g})" for name in ("sft", "policy")))
+    console.print(table)
+
+
+def show_numbers(console: Console, report: dict) -> None:
+    """The report's most important numbers."""
+    sft, ppo, scorer = report["sft"], report["ppo"], report["reward_model"]
+    table = Table(title=f"{report['preset']}, seed {report['seed']}")
+    for heading in ("", "SFT", "PPO"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    table.add_row("gold score, at most 4", f"{sft['gold']:.2f}", f"{ppo['gold']:.2f}")
+    low, high = ppo["win_rate_vs_sft_interval"]
+    table.add_row("wins against SFT", "", f"{ppo['win_rate_vs_sft']:.1%} [{low:.1%}, {high:.1%}]")
+    if ppo["win_rate_vs_sft_length_matched"] is not None:
+        table.add_row("  at matched length", "", f"{ppo['win_rate_vs_sft_length_matched']:.1%}")
+    table.add_row("copies the title", f"{sft['title_copy_rate']:.1%}", f"{ppo['title_copy_rate']:.1%}")
+    table.add_row("words", f"{sft['response_length']:.1f}", f"{ppo['response_length']:.1f}")
+    if "kl_per_sequence" in ppo:
+        table.add_row("KL from SFT, nats a summary", "0", f"{ppo['kl_per_sequence']:.2f}")
+    if "accuracy" in scorer:
+        table.add_row(
+            "reward model agrees with readers", "", f"{scorer['accuracy']:.1%} of {scorer['accuracy_ceiling']:.1%}"
+        )
+    table.add_row("minutes, peak MiB", "", f"{report['seconds']['total'] / 60:.1f}, {report['peak_memory_mib']:.0f}")
+    console.print(table)

@@ -1,0 +1,98 @@
+"""Preference data: written by the SFT policy, labelled by a noisy reader, kept as JSON lines.
+
+A row is {"prompt", "summaries", "finished", "gold", "pairs"}; "pairs" lists [chosen, rejected] places among the
+summaries. The reader prefers a to b with probability sigmoid(label_scale * (gold a - gold b)) (Bradley and Terry).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from ..algorithms.reward_model import Comparisons, RewardModelConfig, score_texts
+from ..engine.sampling import uniforms
+from ..worlds.tiny_tldr.posts import Dice
+from ..worlds.tiny_tldr.world import TinyTLDR
+from .run import Run
+from .texts import Summary, make_world_texts, write_summaries
+
+
+def label(run: Run, policy: nn.Module, split: str, posts: int) -> Iterator[dict]:
+    """Rows for `posts` posts of a split: several summaries of each, and the reader's choice in every pair."""
+    config = run.settings.preferences
+    of_split = run.world.posts(split, posts)
+    repeated = [post for post in of_split for _ in range(config.samples_per_post)]
+    written = iter(write_summaries(run, policy, repeated, split, temperature=config.temperature))
+    for post in of_split:
+        summaries = list(itertools.islice(written, config.samples_per_post))
+        yield dict(
+            prompt=post.prompt,
+            summaries=[summary.text for summary in summaries],
+            finished=[summary.finished for summary in summaries],
+            gold=[summary.gold for summary in summaries],
+            pairs=list(_choices(summaries, config.label_scale, Dice("reader", run.settings.seed, post.prompt))),
+        )
+
+
+def preference(gold_a: float, gold_b: float, label_scale: float) -> float:
+    """P(the reader prefers a to b)."""
+    return 1 / (1 + math.exp(-label_scale * (gold_a - gold_b)))
+
+
+def batches(world: TinyTLDR, rows: list[dict], config: RewardModelConfig, *, seed: int) -> Iterator[Comparisons]:
+    """`config.steps` batches of whole rows, in a new order at every pass."""
+    for places in itertools.islice(_batches_of_places(len(rows), config.posts_per_batch, seed), config.steps):
+        yield compare(world, [rows[place] for place in places])
+
+
+def compare(world: TinyTLDR, rows: list[dict]) -> Comparisons:
+    """All summaries of the rows, each once, and the pairs as places among them."""
+    prompts = [row["prompt"] for row in rows for _ in row["summaries"]]
+    summaries = [text for row in rows for text in row["summaries"]]
+    finished = [ended for row in rows for ended in row["finished"]]
+    starts = itertools.accumulate((len(row["summaries"]) for row in rows), initial=0)
+    pairs = [[a + start, b + start] for row, start in zip(rows, starts, strict=False) for a, b in row["pairs"]]
+    chosen, rejected = torch.tensor(pairs).T
+    return Comparisons(make_world_texts(world, prompts, summaries, finished), chosen, rejected)
+
+
+def accuracy(run: Run, model: nn.Module, rows: list[dict]) -> dict[str, float]:
+    """How often the reader agrees with the model, and the most that any model could reach, in expectation over readers.
+
+    accuracy          mean probability that the reader prefers the summary with the higher score
+    accuracy_ceiling  mean of max(p, 1 - p): the noise of the reader leaves no more
+    """
+    everything = compare(run.world, rows)
+    scores = score_texts(model, everything.texts, micro_batch_size=run.settings.ppo.micro_batch_size)
+    gold = torch.tensor([value for row in rows for value in row["gold"]])
+    prefers = torch.sigmoid(
+        run.settings.preferences.label_scale * (gold[everything.chosen] - gold[everything.rejected]).double()
+    )
+    margin = scores[everything.chosen] - scores[everything.rejected]
+    agreement = torch.where(margin > 0, prefers, torch.where(margin < 0, 1 - prefers, 0.5))
+    return dict(
+        accuracy=float(agreement.mean()),
+        accuracy_ceiling=float(torch.maximum(prefers, 1 - prefers).mean()),
+        held_out_pairs=len(prefers),
+    )
+
+
+def _batches_of_places(rows: int, size: int, seed: int) -> Iterator[list[int]]:
+    """Pass after pass over all rows, without end; a last batch that is not full waits for the next pass."""
+    waiting: list[int] = []
+    for passes in itertools.count():
+        waiting += uniforms(seed, "comparisons", passes, rows=1, steps=rows)[0].argsort().tolist()
+        while len(waiting) >= size:
+            yield waiting[:size]
+            waiting = waiting[size:]
+
+
+def _choices(summaries: list[Summary], label_scale: float, reader: Dice) -> Iterator[list[int]]:
+    """[chosen, rejected] for every pair of summaries."""
+    for a, b in itertools.combinations(range(len(summaries)), 2):
+        likes_a = reader.chance(preference(summaries[a].gold, summaries[b].gold, label_scale))
+        yield [a, b] if likes_a else [b, a]

@@ -1,0 +1,13 @@
+"""Errors that the user can mend; the command line shows their message alone. Light: imports nothing."""
+
+
+class UserError(Exception):
+    """Something asked for cannot be done; the message says what, where, and what to do instead."""
+
+
+class SettingsError(UserError, ValueError):
+    """A setting that does not exist or cannot be."""
+
+
+class MissingInputError(UserError, FileNotFoundError):
+    """A stage needs what an earlier stage makes, and it is not there."""

@@ -1,0 +1,145 @@
+"""All settings of a run in one record, the presets, and `key=value` changes with errors that name the nearest key."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+
+from ..algorithms import bounds
+from ..algorithms.ppo import PPOConfig
+from ..algorithms.reward_model import RewardModelConfig
+from ..algorithms.sft import SFTConfig
+from .errors import SettingsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferencesConfig:
+    """Which summaries are compared, and by whom."""
+
+    posts: int = 1500  # each gives samples_per_post * (samples_per_post - 1) / 2 pairs
+    samples_per_post: int = 4  # summaries of one post, all compared with each other (Ouyang et al. 2022)
+    temperature: float = 0.7  # of the SFT policy that writes them; the one PPO uses
+    label_scale: float = 0.8  # P(a chosen over b) = sigmoid(label_scale * (gold a - gold b)); sets the ceiling
+    held_out_posts: int = 700  # for measuring the reward model: 4,200 pairs
+
+    def __post_init__(self):
+        bounds.at_least(1, self, "posts", "held_out_posts")
+        bounds.at_least(2, self, "samples_per_post")
+        bounds.above_zero(self, "temperature", "label_scale")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How summaries are compared at the end."""
+
+    posts: int = 512  # held out
+    temperature: float = 0.7  # of all policies; the one PPO trained at
+    matched_length: int = 1  # tokens: pairs whose lengths differ by at most this count as matched
+    bootstrap: int = 2000  # resamples of the posts for the 95 % interval
+
+    def __post_init__(self):
+        bounds.at_least(1, self, "posts", "bootstrap")
+        bounds.at_least(0, self, "temperature", "matched_length")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that decides a run's result."""
+
+    preset: str = "tiny"
+    seed: int = 0
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    preferences: PreferencesConfig = field(default_factory=PreferencesConfig)
+    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self):
+        bounds.at_least(0, self, "seed")
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+
+# Where the tiny world departs from N+: its model is a thousand times smaller and starts close to the task, so the
+# learning rates are higher, gradients are clipped (SFT and reward model), and the loss leaves out the random posts.
+PRESETS = {
+    "tiny": Settings(
+        preset="tiny",
+        sft=SFTConfig(steps=150, batch_size=64, learning_rate=3e-4, max_grad_norm=1.0, imitate_query=False),
+        preferences=PreferencesConfig(),
+        reward_model=RewardModelConfig(
+            steps=180, posts_per_batch=16, learning_rate=3e-4, head_learning_rate=3e-3, max_grad_norm=1.0
+        ),
+        ppo=PPOConfig(updates=30, batch_size=128, learning_rate=3e-4),
+    ),
+}
+
+
+def load_settings(preset: str, overrides: list[str] | None = None, *, seed: int | None = None) -> Settings:
+    """A preset with `key=value` changes, for example "ppo.kl_coef=0.1".
+
+    raises  SettingsError for an unknown preset or key (naming the nearest) and for an impossible value
+    """
+    if preset not in PRESETS:
+        raise SettingsError(f"there is no preset {preset!r}{_nearest(preset, list(PRESETS))}")
+    settings = PRESETS[preset] if seed is None else change(PRESETS[preset], "seed", str(seed))
+    for override in overrides or []:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise SettingsError(f"{override!r} should read key=value, for example ppo.kl_coef=0.1")
+        settings = change(settings, key.strip(), value.strip())
+    return settings
+
+
+def change(settings: Settings, key: str, value: str) -> Settings:
+    """The settings with one dotted key set from text."""
+    if key not in (known := keys(settings)) or key == "preset":
+        raise SettingsError(f"there is no setting {key!r}{_nearest(key, known)}")
+    *path, name = key.split(".")
+    owner = getattr(settings, path[0]) if path else settings
+    try:
+        changed = replace(owner, **{name: _read(value, typing.get_type_hints(type(owner))[name])})
+        return replace(settings, **{path[0]: changed}) if path else changed
+    except ValueError as error:
+        raise SettingsError(f"{key}={value}: {error}") from None
+
+
+def keys(settings: Settings) -> list[str]:
+    """All dotted keys."""
+    found = []
+    for part in fields(settings):
+        value = getattr(settings, part.name)
+        inner = fields(value) if is_dataclass(value) else []
+        found += [f"{part.name}.{leaf.name}" for leaf in inner] or [part.name]
+    return [key for key in found if key != "preset"]
+
+
+def from_json(text: str) -> Settings:
+    """The settings written by `Settings.to_json`."""
+    hints, data = typing.get_type_hints(Settings), json.loads(text)
+    return Settings(**{k: hints[k](**v) if isinstance(v, dict) else v for k, v in data.items()})
+
+
+def _read(text: str, kind: type) -> object:
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if type(None) in options and text.lower() in ("none", "off"):
+        return None
+    if bool in options:
+        if text.lower() not in ("true", "false"):
+            raise ValueError("must be true or false")
+        return text.lower() == "true"
+    try:
+        return int(text) if int in options else float(text) if float in options else text
+    except ValueError:
+        raise ValueError(f"must be {'a whole number' if int in options else 'a number'}") from None
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    leaves = {key.rpartition(".")[2]: key for key in known}
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = close or [leaves[leaf] for leaf in difflib.get_close_matches(name.rpartition(".")[2], leaves, n=1)]
+    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known)}"

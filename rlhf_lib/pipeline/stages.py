@@ -1,0 +1,105 @@
+"""The five stages of RLHF. Each reads what earlier ones left in a folder and can run alone from another run's output.
+
+sft           base model, reference summaries     -> sft/
+preferences   sft/                                -> preferences.jsonl, held_out_preferences.jsonl
+reward_model  sft/, preferences                   -> reward_model/
+ppo           sft/, reward_model/                 -> policy/, value/
+evaluation    sft/, policy/                       -> samples.jsonl
+"""
+
+from __future__ import annotations
+
+import copy
+
+from ..algorithms import ppo, reward_model, sft
+from ..engine import models
+from ..engine.run_folder import read_lines
+from . import comparisons
+from .evaluation import compare_policies
+from .run import Run
+from .texts import PromptStream, reference_texts
+
+
+def run_sft(run: Run) -> dict:
+    """Imitate the reference summaries, starting from the world's base model."""
+    config, world = run.settings.sft, run.world
+    state = sft.new_state(models.load_policy(world.base_folder), config)
+    batches = (
+        reference_texts(world, world.posts("sft", config.batch_size, start=step * config.batch_size))
+        for step in range(config.steps)
+    )
+    for _ in run.show("sft", sft.train_sft(state, batches, config, run.parts), config.steps):
+        pass
+    run.save("sft", state.model)
+    return {}
+
+
+def run_preferences(run: Run) -> dict:
+    """Let the SFT policy write several summaries of each post, and the noisy reader choose in every pair."""
+    config = run.settings.preferences
+    policy = models.freeze(models.load_policy(run.input("sft")))
+    for split, posts in {"preferences": config.posts, "held_out_preferences": config.held_out_posts}.items():
+        rows = run.progress(split, comparisons.label(run, policy, split, posts), posts)
+        run.out.write_lines(f"{split}.jsonl", rows)
+    return {}
+
+
+def run_reward_model(run: Run) -> dict:
+    """Fit the preferences, starting from the SFT policy; then centre the scores on the reference summaries."""
+    config, world, seed = run.settings.reward_model, run.world, run.settings.seed
+    scorer = models.scorer_from_policy(models.load_policy(run.input("sft")), seed=seed)
+    state = reward_model.new_state(scorer, config)
+    rows = read_lines(run.input("preferences.jsonl"))
+    batches = comparisons.batches(world, rows, config, seed=seed)
+    training = reward_model.train_reward_model(state, batches, config, run.parts)
+    for _ in run.show("reward_model", training, config.steps):
+        pass
+    references = reference_texts(world, world.posts("sft", run.settings.evaluation.posts))
+    reward_model.centre(scorer, references, micro_batch_size=run.settings.ppo.micro_batch_size)
+    run.save("reward_model", scorer)
+    held_out = read_lines(run.input("held_out_preferences.jsonl"))
+    return {**comparisons.accuracy(run, scorer, held_out), "pairs": sum(len(row["pairs"]) for row in rows)}
+
+
+def run_ppo(run: Run) -> dict:
+    """Train the SFT policy against the reward model; the critic starts from the reward model's weights."""
+    config = run.settings.ppo
+    prompts = PromptStream(run.world, "ppo", batch_size=config.batch_size, updates=config.updates)
+    state = ppo_state(run, judge=prompts.judge)
+    *_, last = run.show("ppo", ppo.train_ppo(state, prompts.batches(), config, run.parts), config.updates)
+    run.save("policy", state.policy)
+    run.save("value", state.critic)
+    return {**state.step_zero, "kl_per_sequence": last["kl_per_sequence"]}
+
+
+def ppo_state(run: Run, **rest) -> ppo.PPOState:
+    """The four models of PPO before the first update, each with weights of its own."""
+    scorer = models.load_scorer(run.input("reward_model"))
+    tokenizer = run.world.tokenizer
+    return ppo.new_state(
+        models.load_policy(run.input("sft")),
+        copy.deepcopy(scorer),
+        scorer,
+        run.settings.ppo,
+        run.parts,
+        seed=run.settings.seed,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **rest,
+    )
+
+
+def run_evaluation(run: Run) -> dict:
+    """Judge SFT policy, PPO policy and reference summaries on the same held-out posts."""
+    numbers, rows = compare_policies(run)
+    run.out.write_lines("samples.jsonl", rows)
+    return numbers
+
+
+STAGES = {
+    "sft": run_sft,
+    "preferences": run_preferences,
+    "reward_model": run_reward_model,
+    "ppo": run_ppo,
+    "evaluation": run_evaluation,
+}

@@ -1,0 +1,93 @@
+"""Between posts and tensors: prompts, reference texts, sampled summaries and their gold scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..engine.batching import make_texts, pad_rows
+from ..engine.sampling import sample, uniforms
+from ..maths.records import Prompts, Samples, Texts
+from ..worlds.tiny_tldr.posts import Post
+from ..worlds.tiny_tldr.world import TinyTLDR
+from .run import Run
+
+SAMPLED_AT_ONCE = 512  # rows; more would cost memory and gain nothing
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a policy wrote below a post, whether it came to an end, and what the human thinks of it."""
+
+    text: str
+    finished: bool
+    gold: float
+
+
+def make_prompts(world: TinyTLDR, posts: list[Post]) -> Prompts:
+    """The posts as a batch that a policy can continue."""
+    return Prompts(*pad_rows(world.encode_prompts(posts), pad_token_id=world.tokenizer.pad_token_id))
+
+
+def make_world_texts(world: TinyTLDR, prompts: list[str], summaries: list[str], finished: list[bool]) -> Texts:
+    """Prompts with given summaries."""
+    tokenizer = world.tokenizer
+    return make_texts(
+        tokenizer(prompts).input_ids,
+        world.encode_summaries(summaries, finished=finished),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def reference_texts(world: TinyTLDR, posts: list[Post]) -> Texts:
+    """Each post with the summary that its human writer gave it."""
+    references = [world.reference(post) for post in posts]
+    return make_world_texts(world, [post.prompt for post in posts], references, [True] * len(posts))
+
+
+def write_summaries(run: Run, policy: nn.Module, posts: list[Post], *key: object, temperature: float) -> list[Summary]:
+    """A summary of each post. Under the same key all policies draw with the same randomness."""
+    tokenizer, world, steps = run.world.tokenizer, run.world, run.settings.ppo.response_length
+    written: list[Summary] = []
+    for start in range(0, len(posts), SAMPLED_AT_ONCE):
+        here = posts[start : start + SAMPLED_AT_ONCE]
+        prompts = make_prompts(world, here)
+        randomness = uniforms(run.settings.seed, *key, start, rows=len(here), steps=steps)
+        samples = sample(
+            policy, prompts.tokens, prompts.lengths, randomness,
+            temperature=temperature, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        written += judge_samples(world, here, samples)
+    return written
+
+
+def judge_samples(world: TinyTLDR, posts: list[Post], samples: Samples) -> Iterator[Summary]:
+    """The sampled responses as text, each with its gold score."""
+    spans = zip(
+        samples.tokens.tolist(), samples.prompt_lengths.tolist(), samples.sequence_lengths.tolist(), strict=True
+    )
+    texts = world.tokenizer.batch_decode([row[start:end] for row, start, end in spans], skip_special_tokens=True)
+    for post, text, finished in zip(posts, texts, samples.has_eos.tolist(), strict=True):
+        yield Summary(text.strip(), finished, world.gold(post, text, finished=finished))
+
+
+class PromptStream:
+    """A split of the world as batches of prompts, and the judge of what a policy makes of the latest batch."""
+
+    def __init__(self, world: TinyTLDR, split: str, *, batch_size: int, updates: int):
+        self.world, self.split, self.batch_size, self.updates = world, split, batch_size, updates
+        self.posts: list[Post] = []
+
+    def batches(self, *, start: int = 0) -> Iterator[Prompts]:
+        """The prompts of updates `start` to the last; each post is met once."""
+        for update in range(start, self.updates):
+            self.posts = self.world.posts(self.split, self.batch_size, start=update * self.batch_size)
+            yield make_prompts(self.world, self.posts)
+
+    def judge(self, samples: Samples) -> Tensor:
+        """[B] gold scores."""
+        return torch.tensor([summary.gold for summary in judge_samples(self.world, self.posts, samples)])
