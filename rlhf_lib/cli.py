@@ -24,7 +24,12 @@ def run(
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable. See `settings`.")
     ] = [],  # noqa: B006  typer wants a plain list
     stages: Annotated[
-        list[str], typer.Option("--stage", help="Run only this stage; repeatable. Default: all, in order.")
+        list[str],
+        typer.Option(
+            "--stage",
+            metavar="STAGE",
+            help="Run only this stage: sft, preferences, reward_model, ppo or evaluation; repeatable. Default: all.",
+        ),
     ] = [],  # noqa: B006
     source: Annotated[
         Path | None, typer.Option("--from", help="A finished run whose stages' output is used where OUT has none.")
@@ -52,7 +57,9 @@ def settings(
 
 @app.command()
 def rebuild(
-    only: Annotated[list[str], typer.Option("--only", help="base, lesson or manifest; repeatable. Default: all.")] = [],  # noqa: B006
+    only: Annotated[
+        list[str], typer.Option("--only", metavar="PART", help="base, lesson or manifest; repeatable. Default: all.")
+    ] = [],  # noqa: B006
 ) -> None:
     """Rebuild the shipped models and the recorded rollout (maintainers; the base takes about half an hour)."""
     from .pipeline import command

@@ -6,6 +6,7 @@ no attention mask is needed for exact results, and the fast causal kernel can be
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -87,7 +88,8 @@ def scorer_from_policy(policy: nn.Module, *, seed: int) -> nn.Module:
     """A reward model that starts from a policy's body; head of spread 1/sqrt(D + 1), as Stiennon et al. 2020 and N+."""
     from transformers import AutoModelForSequenceClassification
 
-    config = type(policy.config).from_dict({**policy.config.to_dict(), "num_labels": 1, "reward_offset": 0.0})
+    config = copy.deepcopy(policy.config)
+    config.num_labels, config.reward_offset = 1, 0.0
     scorer = AutoModelForSequenceClassification.from_config(config).float()
     scorer.base_model.load_state_dict(policy.base_model.state_dict())
     width = scorer.score.weight.shape[1]

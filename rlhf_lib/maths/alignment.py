@@ -16,8 +16,8 @@ from .masking import mask_from_lengths
 from .shapes import ActionMask, Lengths, PerAction, PerState, Tokens
 
 
-def actions_of(tokens: Tokens) -> Shaped[Tensor, "B actions"]:
-    """The choice made in each state but the last: `tokens[:, t+1]` at place t."""
+def actions_of(tokens: Shaped[Tensor, "B states"]) -> Shaped[Tensor, "B actions"]:
+    """The choice made in each state but the last: `tokens[:, t+1]` at place t. Also of what is noted beside tokens."""
     return tokens[:, 1:]
 
 

@@ -23,8 +23,11 @@ def place_score(scores: PerRow, action_mask: ActionMask) -> PerAction:
 
     scores       [B] reward units
     action_mask  [B, T-1] True where the policy chose; a row without a choice is paid nothing
+    raises       ValueError unless there is one score for each row
     differs      N+ and TRL pay one slot later, on the first padding place, with masks moved to match
     """
+    if scores.shape != action_mask.shape[:1]:
+        raise ValueError(f"scores of shape {tuple(scores.shape)} do not fit a mask of shape {tuple(action_mask.shape)}")
     return keep(scores[:, None].expand(action_mask.shape), is_last(action_mask))
 
 

@@ -26,7 +26,7 @@ def label(run: Run, policy: nn.Module, split: str, posts: int) -> Iterator[dict]
     config = run.settings.preferences
     of_split = run.world.posts(split, posts)
     repeated = [post for post in of_split for _ in range(config.samples_per_post)]
-    written = iter(write_summaries(run, policy, repeated, split, temperature=config.temperature))
+    written = write_summaries(run, policy, repeated, split, temperature=config.temperature)
     for post in of_split:
         summaries = list(itertools.islice(written, config.samples_per_post))
         yield dict(

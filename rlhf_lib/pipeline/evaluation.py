@@ -21,7 +21,7 @@ def compare_policies(run: Run) -> tuple[dict, list[dict]]:
     written = {}
     for name in ("sft", "policy"):
         policy = models.freeze(models.load_policy(run.input(name)))
-        written[name] = write_summaries(run, policy, posts, "test", temperature=config.temperature)
+        written[name] = list(write_summaries(run, policy, posts, "test", temperature=config.temperature))
     references = [world.reference(post) for post in posts]
     written["reference"] = [
         Summary(text, True, world.gold(post, text, finished=True)) for post, text in zip(posts, references, strict=True)

@@ -49,10 +49,11 @@ def reference_texts(world: TinyTLDR, posts: list[Post]) -> Texts:
     return make_world_texts(world, [post.prompt for post in posts], references, [True] * len(posts))
 
 
-def write_summaries(run: Run, policy: nn.Module, posts: list[Post], *key: object, temperature: float) -> list[Summary]:
+def write_summaries(
+    run: Run, policy: nn.Module, posts: list[Post], *key: object, temperature: float
+) -> Iterator[Summary]:
     """A summary of each post. Under the same key all policies draw with the same randomness."""
     tokenizer, world, steps = run.world.tokenizer, run.world, run.settings.ppo.response_length
-    written: list[Summary] = []
     for start in range(0, len(posts), SAMPLED_AT_ONCE):
         here = posts[start : start + SAMPLED_AT_ONCE]
         prompts = make_prompts(world, here)
@@ -61,8 +62,7 @@ def write_summaries(run: Run, policy: nn.Module, posts: list[Post], *key: object
             policy, prompts.tokens, prompts.lengths, randomness,
             temperature=temperature, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
-        written += judge_samples(world, here, samples)
-    return written
+        yield from judge_samples(world, here, samples)
 
 
 def judge_samples(world: TinyTLDR, posts: list[Post], samples: Samples) -> Iterator[Summary]:
