@@ -17,7 +17,7 @@ def course() -> None:
 
 @app.command()
 def run(
-    out: Annotated[Path, typer.Option(help="Folder for everything the run writes; made if missing.")],
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for everything the run writes; made if missing.")],
     preset: Annotated[str, typer.Option(help="Which model, data and sizes; `settings` lists them.")] = "tiny",
     seed: Annotated[int, typer.Option(help="Decides posts, samples and labels; the same seed gives the same run.")] = 0,
     changes: Annotated[
@@ -32,7 +32,13 @@ def run(
         ),
     ] = [],  # noqa: B006
     source: Annotated[
-        Path | None, typer.Option("--from", help="A finished run whose stages' output is used where OUT has none.")
+        Path | None,
+        typer.Option(
+            "--from",
+            exists=True,
+            file_okay=False,
+            help="A finished run whose stages' output is used where OUT has none.",
+        ),
     ] = None,
 ) -> None:
     """Train a summariser: SFT, preferences, reward model, PPO, evaluation. Needs no network.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from torch import nn
 
 from ..engine import models, optimiser, sampling
-from ..maths import advantages, alignment, diagnostics, kl, losses, masking, rewards
+from ..maths import advantages, diagnostics, kl, losses, masking, rewards
 
 
 def prepare_reference(policy: nn.Module) -> nn.Module:
@@ -29,7 +29,6 @@ class Parts:
 
     prepare_reference: Callable = prepare_reference
     sample: Callable = sampling.sample
-    action_mask: Callable = alignment.action_mask_from_lengths
     score_actions: Callable = models.score_actions
     state_values: Callable = models.state_values
     read_score: Callable = models.read_score
@@ -64,7 +63,8 @@ class Parts:
 
 
 def _fingerprint(function: Callable) -> str:
-    name = f"{function.__module__}.{function.__qualname__}"
+    named = function if hasattr(function, "__qualname__") else type(function)  # a partial has no name of its own
+    name = f"{named.__module__}.{named.__qualname__}"
     try:
         source = inspect.getsource(function)
     except (OSError, TypeError):

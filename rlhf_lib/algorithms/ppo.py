@@ -33,8 +33,9 @@ def train_ppo(state: PPOState, prompts: Iterable[Prompts], config: PPOConfig, pa
         targets = estimate_targets(rollout, rewards, config, parts)
         for minibatch in minibatches(state, rollout, targets, config):
             update(state, ppo_loss(state, minibatch, config, parts), config, parts)
-        yield measure(state, rollout, targets, config, parts)
+        metrics = measure(state, rollout, targets, config, parts)
         state.update += 1
+        yield metrics
 
 
 # ------------------------------------------------------------------------------------------------------- the records

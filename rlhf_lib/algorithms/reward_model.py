@@ -31,7 +31,7 @@ def train_reward_model(
         state.step += 1
         yield dict(
             step=state.step,
-            loss=float(loss),
+            loss=float(loss.detach()),
             agreement=float((chosen > rejected).float().mean()),
             grad_norm_body=grad_norms[0],
             grad_norm_head=grad_norms[1],

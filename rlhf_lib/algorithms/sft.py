@@ -76,4 +76,4 @@ def _losses(model: nn.Module, batch: Texts, config: SFTConfig, parts: Parts) -> 
 
 def _accumulate(loss: torch.Tensor) -> float:
     optimiser.check_finite("the SFT loss", loss).backward()
-    return float(loss)
+    return float(loss.detach())

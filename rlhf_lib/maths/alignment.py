@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from .masking import mask_from_lengths
-from .shapes import ActionMask, Lengths, PerAction, PerState, Tokens
+from .shapes import ActionMask, Lengths, PerAction, PerState
 
 
 def actions_of(tokens: Shaped[Tensor, "B states"]) -> Shaped[Tensor, "B actions"]:

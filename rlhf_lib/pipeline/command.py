@@ -41,6 +41,7 @@ def run(out: Path, preset: str, seed: int, changes: list[str], stages: list[str]
     for stage in stages:
         if stage not in STAGES:
             raise SettingsError(f"there is no stage {stage!r}; the stages are {', '.join(STAGES)}")
+    only_our_bars()
     folder = RunFolder(out)
     run = Run(settings, TinyTLDR(settings.seed), folder, RunFolder(source or out), Parts(), progress_bar)
     report = run_pipeline(run, [stage for stage in STAGES if stage in (stages or STAGES)])
@@ -63,9 +64,17 @@ def rebuild(only: list[str]) -> None:
     for name in only:
         if name not in assets.BUILDERS:
             raise SettingsError(f"there is nothing called {name!r} to rebuild; there are {', '.join(assets.BUILDERS)}")
+    only_our_bars()
     for name, build in assets.BUILDERS.items():
         if name in (only or assets.BUILDERS):
             build(progress_bar)
+
+
+def only_our_bars() -> None:
+    """Transformers shows a bar for every model that it loads or saves; between ours they would only confuse."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def progress_bar(stage: str, steps: Iterator[dict], total: int) -> Iterator[dict]:

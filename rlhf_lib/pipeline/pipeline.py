@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,7 +20,8 @@ VERSIONS_OF = ("rlhf-from-scratch", "torch", "transformers", "datasets", "accele
 def run_pipeline(run: Run, stages: Sequence[str] = tuple(STAGES)) -> dict:
     """Run the stages in order; returns the report (and writes it once the evaluation is there).
 
-    Results of stages that ran before, here or in the source run, are kept: a report can be completed bit by bit.
+    Results of earlier stages, found here or in the source run, are kept: a report can be completed bit by bit. Those
+    of later stages are not: they are about models that are now others.
     """
     refuse_other_settings(run)
     run.out.write_json("settings.json", asdict(run.settings))
@@ -28,6 +30,7 @@ def run_pipeline(run: Run, stages: Sequence[str] = tuple(STAGES)) -> dict:
         seconds: dict[str, float] = {}
         with stopwatch(seconds, stage):
             found = STAGES[stage](run)
+        results = {name: results[name] for name in itertools.takewhile(stage.__ne__, STAGES) if name in results}
         results[stage] = {**found, "seconds": seconds[stage], "peak_memory_mib": peak_memory_mib()}
         run.out.write_json("results.json", results)
     report = make_report(run, results)
