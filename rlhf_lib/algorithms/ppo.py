@@ -18,8 +18,8 @@ from ..engine.sampling import uniforms
 from ..maths.losses import log_ratio
 from ..maths.records import Prompts, Rollout, Samples, Targets
 from ..maths.shapes import PerAction, PerRow, Scalar
-from . import bounds
 from .parts import Parts
+from .ppo_config import PPOConfig
 from .step_zero import assert_step_zero
 
 
@@ -39,39 +39,6 @@ def train_ppo(state: PPOState, prompts: Iterable[Prompts], config: PPOConfig, pa
 
 
 # ------------------------------------------------------------------------------------------------------- the records
-
-
-@dataclass(frozen=True, kw_only=True)
-class PPOConfig:
-    """Every number of PPO. Sources: N+ is Huang et al. 2024; where the tiny world differs, the preset says so."""
-
-    updates: int = 30  # rollouts; N+ makes about 1950 of 512
-    batch_size: int = 128  # episodes a rollout; N+ 512
-    minibatches: int = 1  # a rollout and epoch, N+
-    epochs: int = 4  # passes over a rollout, N+
-    micro_batch_size: int = 32  # rows in memory at once; changes no result
-    response_length: int = 24  # tokens at most; N+ 53
-    temperature: float = 0.7  # the policy is softmax(logits / temperature), N+
-    learning_rate: float = 3e-6  # at the first update, then linearly to 0, N+
-    adam_eps: float = 1e-5  # N+
-    max_grad_norm: float | None = None  # for policy and critic each; N+ does not clip
-    kl_coef: float = 0.05  # reward units a nat, N+
-    gamma: float = 1.0  # N+
-    lam: float = 0.95  # N+
-    clip: float = 0.2  # of the ratio, Schulman 2017, N+
-    value_clip: float = 0.2  # reward units, N+
-    value_coef: float = 0.1  # N+
-    entropy_coef: float = 0.0  # N+ has no entropy bonus
-    score_without_eos: float = -1.0  # reward units, instead of the reward model's score, N+
-
-    def __post_init__(self):
-        whole = ("updates", "batch_size", "minibatches", "epochs", "micro_batch_size", "response_length")
-        bounds.at_least(1, self, *whole)
-        bounds.above_zero(self, "temperature", "learning_rate", "adam_eps", "clip", "value_clip", "max_grad_norm")
-        bounds.at_least(0, self, "kl_coef", "value_coef", "entropy_coef")
-        bounds.share(self, "gamma", "lam")
-        bounds.finite(self, "score_without_eos")
-        bounds.divides(self, "batch_size", "minibatches")
 
 
 @dataclass

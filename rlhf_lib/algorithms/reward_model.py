@@ -90,11 +90,12 @@ def score_texts(model: nn.Module, texts: Texts, *, micro_batch_size: int, parts:
     return scores
 
 
-def centre(model: nn.Module, references: Texts, *, micro_batch_size: int) -> float:
+def centre(model: nn.Module, references: Texts, *, micro_batch_size: int, parts: Parts = Parts()) -> float:
     """Make reference summaries average 0: sets the model's `reward_offset`, which our `state_values` subtracts.
 
     source  Huang et al. 2024 (they set the head's bias; Hugging Face's Llama head has none)
     """
     model.config.reward_offset = 0.0
-    model.config.reward_offset = float(score_texts(model, references, micro_batch_size=micro_batch_size).mean())
+    scores = score_texts(model, references, micro_batch_size=micro_batch_size, parts=parts)
+    model.config.reward_offset = float(scores.mean())
     return model.config.reward_offset

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 
 from ..engine.batching import in_micro_batches
 from ..maths.losses import log_ratio
 from ..maths.records import Rollout
 from .parts import Parts
-
-if TYPE_CHECKING:
-    from .ppo import PPOConfig
+from .ppo_config import PPOConfig
 
 
 class StepZeroError(RuntimeError):

@@ -102,6 +102,6 @@ def scorer_from_policy(policy: nn.Module, *, seed: int) -> nn.Module:
 def _in_blocks(function: Callable, states: Tensor, actions: Tensor, *, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The function over blocks of rows; with more than one, backward recomputes logits instead of keeping them."""
     recompute = len(states) > rows and torch.is_grad_enabled()
-    for start in range(0, len(states), rows):
+    for start in range(0, max(len(states), 1), rows):
         block = states[start : start + rows], actions[start : start + rows]
         yield checkpoint(function, *block, use_reentrant=False) if recompute else function(*block)

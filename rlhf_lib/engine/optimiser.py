@@ -31,6 +31,7 @@ def step(optimizer: torch.optim.Optimizer, *, max_grad_norm: float | None) -> li
         norm = nn.utils.clip_grad_norm_(group["params"], math.inf if max_grad_norm is None else max_grad_norm)
         norms.append(float(norm))
     if not all(map(math.isfinite, norms)):
+        optimizer.zero_grad(set_to_none=True)
         raise NonFiniteError(f"gradient norms {norms} are not finite")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -26,7 +27,7 @@ class RunFolder:
         """Atomically: the old file stays until the new one is complete."""
         target = self / name
         draft = target.with_name(f".{target.name}.draft")
-        draft.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        draft.write_text(json.dumps(strict(data), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         os.replace(draft, target)
 
     def read_json(self, name: str, default: dict | None = None) -> dict:
@@ -39,7 +40,7 @@ class RunFolder:
         """One JSON object a line, atomically."""
         target = self / name
         draft = target.with_name(f".{target.name}.draft")
-        draft.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        draft.write_text("".join(json.dumps(strict(row), allow_nan=False) + "\n" for row in rows), encoding="utf-8")
         os.replace(draft, target)
 
     def restart_stage(self, stage: str) -> None:
@@ -56,12 +57,21 @@ class RunFolder:
             open(self / "timing.jsonl", "a", encoding="utf-8") as timing,
         ):
             for number, step in enumerate(steps):
-                print(json.dumps({"stage": stage, **step}), file=metrics, flush=True)
+                print(json.dumps(strict({"stage": stage, **step}), allow_nan=False), file=metrics, flush=True)
                 now = time.perf_counter()
                 spent = {"stage": stage, "step": number, "seconds": now - started, "peak_mib": peak_memory_mib()}
                 print(json.dumps(spent), file=timing, flush=True)
                 started = now
                 yield step
+
+
+def strict(data: object) -> object:
+    """The data with null for NaN and infinity, for which JSON has no words."""
+    if isinstance(data, dict):
+        return {name: strict(value) for name, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [strict(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def read_lines(path: Path) -> list[dict]:

@@ -39,8 +39,8 @@ def label(run: Run, policy: nn.Module, split: str, posts: int) -> Iterator[dict]
 
 
 def preference(gold_a: float, gold_b: float, label_scale: float) -> float:
-    """P(the reader prefers a to b)."""
-    return 1 / (1 + math.exp(-label_scale * (gold_a - gold_b)))
+    """P(the reader prefers a to b): the sigmoid, written so that no large difference overflows."""
+    return (1 + math.tanh(label_scale * (gold_a - gold_b) / 2)) / 2
 
 
 def batches(world: TinyTLDR, rows: list[dict], config: RewardModelConfig, *, seed: int) -> Iterator[Comparisons]:
@@ -67,7 +67,7 @@ def accuracy(run: Run, model: nn.Module, rows: list[dict]) -> dict[str, float]:
     accuracy_ceiling  mean of max(p, 1 - p): the noise of the reader leaves no more
     """
     everything = compare(run.world, rows)
-    scores = score_texts(model, everything.texts, micro_batch_size=run.settings.ppo.micro_batch_size)
+    scores = score_texts(model, everything.texts, micro_batch_size=run.settings.ppo.micro_batch_size, parts=run.parts)
     gold = torch.tensor([value for row in rows for value in row["gold"]])
     prefers = torch.sigmoid(
         run.settings.preferences.label_scale * (gold[everything.chosen] - gold[everything.rejected]).double()

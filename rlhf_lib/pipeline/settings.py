@@ -37,7 +37,7 @@ class EvaluationConfig:
 
     posts: int = 512  # held out
     temperature: float = 0.7  # of all policies; the one PPO trained at
-    matched_length: int = 1  # tokens: pairs whose lengths differ by at most this count as matched
+    matched_length: int = 1  # words: pairs whose lengths differ by at most this count as matched
     bootstrap: int = 2000  # resamples of the posts for the 95 % interval
 
     def __post_init__(self):
@@ -74,7 +74,7 @@ PRESETS = {
         reward_model=RewardModelConfig(
             steps=180, posts_per_batch=16, learning_rate=3e-4, head_learning_rate=3e-3, max_grad_norm=1.0
         ),
-        ppo=PPOConfig(updates=30, batch_size=128, learning_rate=3e-4),
+        ppo=PPOConfig(updates=30, batch_size=128, learning_rate=1e-4),
     ),
 }
 

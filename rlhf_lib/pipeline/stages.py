@@ -55,7 +55,7 @@ def run_reward_model(run: Run) -> dict:
     for _ in run.show("reward_model", training, config.steps):
         pass
     references = reference_texts(world, world.posts("sft", run.settings.evaluation.posts))
-    reward_model.centre(scorer, references, micro_batch_size=run.settings.ppo.micro_batch_size)
+    reward_model.centre(scorer, references, micro_batch_size=run.settings.ppo.micro_batch_size, parts=run.parts)
     run.save("reward_model", scorer)
     held_out = read_lines(run.input("held_out_preferences.jsonl"))
     return {**comparisons.accuracy(run, scorer, held_out), "pairs": sum(len(row["pairs"]) for row in rows)}
