@@ -26,7 +26,7 @@ STAMP = VENV / "course-installed"
 PACKAGE = ".[test]"
 
 JOBS = {
-    "run": ["-m", "rlhf_lib", "run", "--preset", "tiny", "--out", "runs/tiny"],
+    "run": ["-m", "rlhf_lib", "run", "--preset", "tiny", "--out", "runs/tiny", "--resume"],
     "lab": ["-m", "jupyterlab", "--LabApp.app_settings_dir=.lab", "--LabApp.default_url=/lab/tree/README.md"],
     "test": ["-m", "pytest", "--nbval", "-q"],
     "install": None,

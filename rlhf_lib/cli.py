@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+INTERRUPTED = 130  # the exit status of what Ctrl-C ended
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
@@ -40,6 +42,10 @@ def run(
             help="A finished run whose stages' output is used where OUT has none.",
         ),
     ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT where it was stopped.")] = False,
+    checkpoint_seconds: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Save a checkpoint this often; 0 saves after every step.")
+    ] = 10.0,
 ) -> None:
     """Train a summariser: SFT, preferences, reward model, PPO, evaluation. Needs no network.
 
@@ -48,7 +54,7 @@ def run(
     """
     from .pipeline import command
 
-    command.run(out, preset, seed, changes, stages, source)
+    command.run(out, preset, seed, changes, stages, source, resume, checkpoint_seconds)
 
 
 @app.command()
@@ -75,10 +81,13 @@ def rebuild(
 
 def main() -> None:
     """The entry point. What the user did wrong is one line on stderr and exit status 2, never a traceback."""
-    from .pipeline.errors import UserError
+    from .pipeline.errors import StoppedError, UserError
 
     try:
         app()
+    except StoppedError as stopped:
+        typer.echo(str(stopped), err=True)
+        raise SystemExit(INTERRUPTED) from None
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None

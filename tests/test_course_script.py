@@ -71,7 +71,7 @@ def test_help_names_every_job_and_installs_nothing(project, capsys):
 @pytest.mark.parametrize(
     ("argv", "starts", "ends"),
     [
-        (["run", "--seed", "3"], ["-m", "rlhf_lib", "run"], ["--out", "runs/tiny", "--seed", "3"]),
+        (["run", "--seed", "3"], ["-m", "rlhf_lib", "run"], ["--out", "runs/tiny", "--resume", "--seed", "3"]),
         (["test", "-x"], ["-m", "pytest", "--nbval"], ["-q", "-x"]),
         (["lab", "--no-browser"], ["-m", "jupyterlab"], ["--LabApp.default_url=/lab/tree/README.md", "--no-browser"]),
     ],

@@ -198,7 +198,10 @@ def update(state: PPOState, losses: Iterable[PartialLoss], config: PPOConfig, pa
 
 @torch.no_grad()
 def measure(state: PPOState, rollout: Rollout, targets: Targets, config: PPOConfig, parts: Parts) -> dict[str, float]:
-    """The metrics of this update: what the rollout looked like before it, and the mean over its optimiser steps."""
+    """The metrics of this update: what the rollout looked like before it, and the mean over its optimiser steps.
+
+    Those of the first update also hold the three numbers of `assert_step_zero`.
+    """
     mask = rollout.action_mask
     kl = parts.kl(rollout.old_log_probs, rollout.ref_log_probs)
     gap = (rollout.sampler_log_probs - rollout.old_log_probs).abs()
@@ -220,4 +223,6 @@ def measure(state: PPOState, rollout: Rollout, targets: Targets, config: PPOConf
         sampler_forward_gap=torch.where(mask, gap, 0).max(),
         **{name: max(values) if name == "ratio_max" else sum(values) / len(values) for name, values in steps.items()},
     )
+    if state.update == 0:
+        metrics |= state.step_zero
     return {name: value if isinstance(value, int) else float(value) for name, value in metrics.items()}

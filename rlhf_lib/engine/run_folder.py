@@ -44,10 +44,27 @@ class RunFolder:
         os.replace(draft, target)
 
     def restart_stage(self, stage: str) -> None:
-        """Forget what an earlier run of this stage logged."""
+        """Forget what an earlier run of this stage logged, and a last line that a kill cut short."""
         for name in ("metrics.jsonl", "timing.jsonl"):
             if (self / name).exists():
+                self._drop_broken_line(name)
                 self.write_lines(name, [row for row in read_lines(self / name) if row["stage"] != stage])
+
+    def flush(self, name: str) -> int:
+        """Make sure that a file is on the disk, not only on its way there; returns its size in bytes."""
+        with open(self / name, "rb+") as file:
+            os.fsync(file.fileno())
+            return file.seek(0, os.SEEK_END)
+
+    def cut(self, name: str, size: int) -> None:
+        """Forget what was appended to a file after it had `size` bytes."""
+        if (self / name).stat().st_size < size:
+            raise ValueError(f"{self / name} is shorter than the {size} bytes it had: lines of it are lost")
+        os.truncate(self / name, size)
+
+    def _drop_broken_line(self, name: str) -> None:
+        content = (self / name).read_bytes()
+        self.cut(name, content.rfind(b"\n") + 1)
 
     def log(self, stage: str, steps: Iterable[dict]) -> Iterator[dict]:
         """Pass the steps through; append each to metrics.jsonl and its time to timing.jsonl."""

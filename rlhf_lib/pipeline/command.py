@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
@@ -13,7 +15,7 @@ from ..algorithms.parts import Parts
 from ..engine.run_folder import RunFolder, read_lines
 from ..worlds.tiny_tldr.world import TinyTLDR
 from . import assets
-from .errors import SettingsError
+from .errors import OccupiedError, SettingsError
 from .pipeline import run_pipeline, value_of
 from .report import write_report
 from .run import Run
@@ -34,22 +36,58 @@ SHOWN = {  # metrics on the live line, by stage, with the name they are shown un
 LABELS = {"sft": "SFT", "reward_model": "reward model", "ppo": "PPO", "held_out_preferences": "held-out pairs"}
 
 
-def run(out: Path, preset: str, seed: int, changes: list[str], stages: list[str], source: Path | None) -> None:
+def run(
+    out: Path,
+    preset: str,
+    seed: int,
+    changes: list[str],
+    stages: list[str],
+    source: Path | None,
+    resume: bool,
+    checkpoint_seconds: float,
+) -> None:
     """The `run` command."""
-    console = Console()
     settings = load_settings(preset, changes, seed=seed)
     for stage in stages:
         if stage not in STAGES:
             raise SettingsError(f"there is no stage {stage!r}; the stages are {', '.join(STAGES)}")
     only_our_bars()
     folder = RunFolder(out)
-    run = Run(settings, TinyTLDR(settings.seed), folder, RunFolder(source or out), Parts(), progress_bar)
-    report = run_pipeline(run, [stage for stage in STAGES if stage in (stages or STAGES)])
-    if report["sft"]:
-        page = write_report(out)
-        show_samples(console, read_lines(folder / "samples.jsonl"))
-        show_numbers(console, report)
-        console.print(f"The whole story, with plots: {page}", soft_wrap=True)
+    with only_run_in(folder):
+        here = Run(
+            settings,
+            TinyTLDR(settings.seed),
+            folder,
+            RunFolder(source or out),
+            Parts(),
+            progress_bar,
+            resume=resume,
+            checkpoint_seconds=checkpoint_seconds,
+        )
+        report = run_pipeline(here, [stage for stage in STAGES if stage in (stages or STAGES)])
+        if report["sft"]:
+            show_result(folder, report, write_report(out))
+
+
+def show_result(folder: RunFolder, report: dict, page: Path) -> None:
+    """What a run ends with on the screen."""
+    console = Console()
+    show_samples(console, read_lines(folder / "samples.jsonl"))
+    show_numbers(console, report)
+    console.print(f"The whole story, with plots: {page}", soft_wrap=True)
+
+
+@contextmanager
+def only_run_in(folder: RunFolder) -> Iterator[None]:
+    """Hold the folder's lock; the system lets go of it even if the run is killed.
+
+    raises  OccupiedError if another run holds it
+    """
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise OccupiedError(f"another run is writing to {folder.path}: wait for it, or choose another --out") from None
 
 
 def show_settings(preset: str) -> None:
@@ -77,9 +115,11 @@ def only_our_bars() -> None:
     logging.disable_progress_bar()
 
 
-def progress_bar(stage: str, steps: Iterator[dict], total: int) -> Iterator[dict]:
-    """A bar for the stage with its latest metrics behind it."""
-    with tqdm(steps, total=total, desc=f"{LABELS.get(stage, stage):>14}", unit="", dynamic_ncols=True) as bar:
+def progress_bar(stage: str, steps: Iterator[dict], total: int, done: int = 0) -> Iterator[dict]:
+    """A bar for the stage with its latest metrics behind it; `done` of its steps were done before."""
+    with tqdm(
+        steps, total=total, initial=done, desc=f"{LABELS.get(stage, stage):>14}", unit="", dynamic_ncols=True
+    ) as bar:
         for step in bar:
             shown = {label: f"{step[name]:.2f}" for name, label in SHOWN.get(stage, {}).items()}
             bar.set_postfix(shown, refresh=False)

@@ -43,9 +43,11 @@ def preference(gold_a: float, gold_b: float, label_scale: float) -> float:
     return (1 + math.tanh(label_scale * (gold_a - gold_b) / 2)) / 2
 
 
-def batches(world: TinyTLDR, rows: list[dict], config: RewardModelConfig, *, seed: int) -> Iterator[Comparisons]:
-    """`config.steps` batches of whole rows, in a new order at every pass."""
-    for places in itertools.islice(_batches_of_places(len(rows), config.posts_per_batch, seed), config.steps):
+def batches(
+    world: TinyTLDR, rows: list[dict], config: RewardModelConfig, *, seed: int, start: int = 0
+) -> Iterator[Comparisons]:
+    """Batches `start` to `config.steps` of whole rows, in a new order at every pass."""
+    for places in itertools.islice(_batches_of_places(len(rows), config.posts_per_batch, seed), start, config.steps):
         yield compare(world, [rows[place] for place in places])
 
 

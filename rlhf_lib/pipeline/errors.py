@@ -11,3 +11,11 @@ class SettingsError(UserError, ValueError):
 
 class MissingInputError(UserError, FileNotFoundError):
     """A stage needs what an earlier stage makes, and it is not there."""
+
+
+class StoppedError(UserError):
+    """The user stopped the run; the message says how to go on."""
+
+
+class OccupiedError(UserError):
+    """The output folder holds something that would be overwritten, or another run is writing to it."""

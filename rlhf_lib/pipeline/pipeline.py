@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 import platform
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 
+from .. import __version__
 from ..engine.run_folder import peak_memory_mib, stopwatch
-from .errors import SettingsError
+from .errors import OccupiedError, SettingsError
 from .run import Run
 from .settings import Settings, from_json, keys
 from .stages import STAGES
 
-VERSIONS_OF = ("rlhf-from-scratch", "torch", "transformers", "datasets", "accelerate", "tokenizers", "safetensors")
+VERSIONS_OF = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "safetensors")
 
 
 def run_pipeline(run: Run, stages: Sequence[str] = tuple(STAGES)) -> dict:
@@ -24,10 +26,15 @@ def run_pipeline(run: Run, stages: Sequence[str] = tuple(STAGES)) -> dict:
     of later stages are not: they are about models that are now others.
     """
     refuse_other_settings(run)
+    refuse_to_overwrite(run, stages)
     run.out.write_json("settings.json", asdict(run.settings))
-    results = {**run.source.read_json("results.json", {}), **run.out.read_json("results.json", {})}
+    here = run.out.read_json("results.json", {})
+    results = {**run.source.read_json("results.json", {}), **here}
     for stage in stages:
+        if run.resume and stage in here:
+            continue
         seconds: dict[str, float] = {}
+        forget_checkpoints_after(run, stage)
         with stopwatch(seconds, stage):
             found = STAGES[stage](run)
         results = {name: results[name] for name in itertools.takewhile(stage.__ne__, STAGES) if name in results}
@@ -54,6 +61,24 @@ def refuse_other_settings(run: Run) -> None:
         )
 
 
+def refuse_to_overwrite(run: Run, stages: Sequence[str]) -> None:
+    """raises OccupiedError if a stage to be run has been run, or begun, in this folder and is not to be resumed."""
+    finished = run.out.read_json("results.json", {})
+    begun = [stage for stage in stages if stage in finished or (run.out / "checkpoints" / stage).exists()]
+    if begun and not run.resume:
+        raise OccupiedError(
+            f"{run.out.path} already holds stage {begun[0]} of this run: add --resume to go on with it, or choose "
+            "another --out"
+        )
+
+
+def forget_checkpoints_after(run: Run, stage: str) -> None:
+    """Later stages' checkpoints come from what this stage is about to make anew."""
+    later = itertools.islice(itertools.dropwhile(stage.__ne__, STAGES), 1, None)
+    for name in later:
+        shutil.rmtree(run.out / "checkpoints" / name, ignore_errors=True)
+
+
 def value_of(settings: Settings, key: str) -> object:
     """The value behind a dotted key."""
     value: object = settings
@@ -75,7 +100,11 @@ def make_report(run: Run, results: dict) -> dict:
         "reference": evaluation.get("reference"),
         "reward_model": _numbers(results.get("reward_model", {})),
         "ppo": {**_numbers(results.get("ppo", {})), **evaluation.get("ppo", {})},
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONS_OF}},
+        "versions": {
+            "python": platform.python_version(),
+            "rlhf_lib": __version__,
+            **{name: _version(name) for name in VERSIONS_OF},
+        },
         "parts": run.parts.fingerprint(),
     }
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import shutil
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from ..algorithms.parts import Parts
+from ..engine import checkpoint
+from ..engine.interrupt import graceful_stop
 from ..engine.run_folder import RunFolder
 from ..worlds.tiny_tldr.world import TinyTLDR
-from .errors import MissingInputError
+from .errors import MissingInputError, StoppedError
 from .settings import Settings
 
-Progress = Callable[[str, Iterator[dict], int], Iterator[dict]]  # stage, its steps, how many
+Progress = Callable[
+    ..., Generator[dict, None, None]
+]  # (stage, its steps, how many there are in all, done=how many were done before)
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,8 @@ class Run:
     source: RunFolder
     parts: Parts
     progress: Progress
+    resume: bool = False  # go on from the output folder's checkpoints, and keep the stages that it has finished
+    checkpoint_seconds: float = 10.0  # how much work a kill may cost; 0 saves after every step
 
     def input(self, name: str) -> Path:
         """A folder or file of an earlier stage: from this run if it is there, else from the source run."""
@@ -37,10 +47,40 @@ class Run:
             f"{self.out / name} does not exist: run the stage that makes it first, or name a finished run with --from"
         )
 
-    def show(self, stage: str, steps: Iterator[dict], total: int) -> Iterator[dict]:
-        """Log the steps of a stage and show their progress."""
-        self.out.restart_stage(stage)
-        return self.progress(stage, self.out.log(stage, steps), total)
+    def train(
+        self,
+        stage: str,
+        models: Mapping[str, nn.Module],
+        optimizer: torch.optim.Optimizer,
+        steps: Callable[[int], Iterator[dict]],
+        total: int,
+    ) -> None:
+        """Train from the first step, or from the last checkpoint when resuming: log, show progress, keep checkpoints.
+
+        steps  gives the steps that follow when so many are done; all randomness in it depends on the step alone
+        """
+        folder = self.out / "checkpoints" / stage
+        saved = checkpoint.latest(folder) if self.resume else None
+        if saved:
+            saved.restore(models, optimizer)
+            self.out.cut("metrics.jsonl", saved.facts["metrics_bytes"])
+        else:
+            self.out.restart_stage(stage)
+            shutil.rmtree(folder, ignore_errors=True)
+        start = saved.step if saved else 0
+        logged = self.progress(stage, self.out.log(stage, steps(start)), total, done=start)
+        last_saved = time.monotonic()
+        with graceful_stop() as stop, closing(logged):
+            for done, _ in enumerate(logged, start + 1):
+                if time.monotonic() - last_saved >= self.checkpoint_seconds or done == total or stop.requested:
+                    facts = {"metrics_bytes": self.out.flush("metrics.jsonl")}
+                    checkpoint.save(folder, done, models, optimizer, facts)
+                    last_saved = time.monotonic()
+                if stop.requested and done < total:
+                    raise StoppedError(
+                        f"stopped in stage {stage} after step {done} of {total}; nothing is lost: the same command "
+                        "with --resume goes on from here"
+                    )
 
     def save(self, name: str, model: nn.Module) -> None:
         """A folder that plain `from_pretrained` loads, tokenizer included."""

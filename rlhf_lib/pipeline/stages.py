@@ -10,8 +10,10 @@ evaluation    sft/, policy/                       -> samples.jsonl
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 from ..algorithms import ppo, reward_model, sft
+from ..algorithms.step_zero import LIMITS
 from ..engine import models
 from ..engine.run_folder import read_lines
 from . import comparisons
@@ -24,12 +26,16 @@ def run_sft(run: Run) -> dict:
     """Imitate the reference summaries, starting from the world's base model."""
     config, world = run.settings.sft, run.world
     state = sft.new_state(models.load_policy(world.base_folder), config)
-    batches = (
-        reference_texts(world, world.posts("sft", config.batch_size, start=step * config.batch_size))
-        for step in range(config.steps)
-    )
-    for _ in run.show("sft", sft.train_sft(state, batches, config, run.parts), config.steps):
-        pass
+
+    def steps(done: int) -> Iterator[dict]:
+        state.step = done
+        batches = (
+            reference_texts(world, world.posts("sft", config.batch_size, start=step * config.batch_size))
+            for step in range(done, config.steps)
+        )
+        return sft.train_sft(state, batches, config, run.parts)
+
+    run.train("sft", {"policy": state.model}, state.optimizer, steps, config.steps)
     run.save("sft", state.model)
     return {}
 
@@ -50,10 +56,13 @@ def run_reward_model(run: Run) -> dict:
     scorer = models.scorer_from_policy(models.load_policy(run.input("sft")), seed=seed)
     state = reward_model.new_state(scorer, config)
     rows = read_lines(run.input("preferences.jsonl"))
-    batches = comparisons.batches(world, rows, config, seed=seed)
-    training = reward_model.train_reward_model(state, batches, config, run.parts)
-    for _ in run.show("reward_model", training, config.steps):
-        pass
+
+    def steps(done: int) -> Iterator[dict]:
+        state.step = done
+        batches = comparisons.batches(world, rows, config, seed=seed, start=done)
+        return reward_model.train_reward_model(state, batches, config, run.parts)
+
+    run.train("reward_model", {"scorer": scorer}, state.optimizer, steps, config.steps)
     references = reference_texts(world, world.posts("sft", run.settings.evaluation.posts))
     reward_model.centre(scorer, references, micro_batch_size=run.settings.ppo.micro_batch_size, parts=run.parts)
     run.save("reward_model", scorer)
@@ -66,10 +75,17 @@ def run_ppo(run: Run) -> dict:
     config = run.settings.ppo
     prompts = PromptStream(run.world, "ppo", batch_size=config.batch_size, updates=config.updates)
     state = ppo_state(run, judge=prompts.judge)
-    *_, last = run.show("ppo", ppo.train_ppo(state, prompts.batches(), config, run.parts), config.updates)
+
+    def steps(done: int) -> Iterator[dict]:
+        state.update = done
+        return ppo.train_ppo(state, prompts.batches(start=done), config, run.parts)
+
+    run.train("ppo", {"policy": state.policy, "critic": state.critic}, state.optimizer, steps, config.updates)
     run.save("policy", state.policy)
     run.save("value", state.critic)
-    return {**state.step_zero, "kl_per_sequence": last["kl_per_sequence"]}
+    updates = [row for row in read_lines(run.out / "metrics.jsonl") if row["stage"] == "ppo"]
+    step_zero = {name: updates[0][name] for name in LIMITS}
+    return {**step_zero, "kl_per_sequence": updates[-1]["kl_per_sequence"]}
 
 
 def ppo_state(run: Run, **rest) -> ppo.PPOState:

@@ -19,10 +19,12 @@ SMALL = (
 )  # fmt: skip
 
 
-def silent(stage, steps, total):
+def silent(stage, steps, total, done=0):
     return steps
 
 
-def small_run(out: Path, *changes: str, source: Path | None = None, seed: int = 0, parts: Parts = Parts()) -> Run:
+def small_run(
+    out: Path, *changes: str, source: Path | None = None, seed: int = 0, parts: Parts = Parts(), **rest
+) -> Run:
     settings = load_settings("tiny", [*SMALL, *changes], seed=seed)
-    return Run(settings, TinyTLDR(seed), RunFolder(out), RunFolder(source or out), parts, silent)
+    return Run(settings, TinyTLDR(seed), RunFolder(out), RunFolder(source or out), parts, silent, **rest)

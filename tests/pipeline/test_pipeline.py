@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlhf_lib.algorithms.parts import Parts
 from rlhf_lib.algorithms.reward_model import score_texts
+from rlhf_lib.algorithms.step_zero import LIMITS
 from rlhf_lib.engine import models
 from rlhf_lib.engine.run_folder import RunFolder, read_lines
 from rlhf_lib.maths.advantages import gae
 from rlhf_lib.pipeline import comparisons
-from rlhf_lib.pipeline.errors import MissingInputError, SettingsError
+from rlhf_lib.pipeline.errors import MissingInputError, OccupiedError, SettingsError
 from rlhf_lib.pipeline.pipeline import run_pipeline
 from rlhf_lib.pipeline.settings import from_json
 from rlhf_lib.pipeline.stages import STAGES, ppo_state
@@ -138,7 +140,9 @@ def test_the_report_is_about_the_files(finished):
 def test_metrics(finished):
     """Rejects a step that is not logged, a metric that is missing, and time in a file that must be the same again."""
     assert [len(metrics(finished, stage)) for stage in ("sft", "reward_model", "ppo")] == [2, 3, 2]
-    for row in metrics(finished, "ppo"):
+    first, *later = metrics(finished, "ppo")
+    assert set(first) == {"stage", *PPO_METRICS.split(), *LIMITS}
+    for row in later:
         assert set(row) == {"stage", *PPO_METRICS.split()}
     timing = read_lines(finished / "timing.jsonl")
     assert [(row["stage"], row["step"]) for row in timing] == [
@@ -195,14 +199,26 @@ def test_old_results_do_not_speak_for_a_new_policy(finished, tmp_path):
     assert not (tmp_path / "report.json").exists()
 
 
-def test_a_stage_run_twice_is_logged_once(tmp_path, finished):
-    """Rejects metrics that pile up, and a restart that forgets the other stages' lines."""
-    run = small_run(tmp_path, source=finished)
+def test_a_stage_begun_again_is_logged_once(tmp_path, finished):
+    """Rejects metrics that pile up after a kill before the first checkpoint, and a half-written last line."""
+    run = small_run(tmp_path, source=finished, resume=True)
     run_pipeline(run, ["sft", "ppo"])
     once = read_lines(tmp_path / "metrics.jsonl")
+    shutil.rmtree(tmp_path / "checkpoints" / "sft")
+    (tmp_path / "results.json").unlink()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"stage": "sft", "st')
     run_pipeline(run, ["sft"])
     twice = read_lines(tmp_path / "metrics.jsonl")
     assert sorted(map(str, once)) == sorted(map(str, twice))
+
+
+def test_nothing_is_overwritten_unasked(finished):
+    """Rejects a second call that starts over in a folder where a run has finished."""
+    before = content(finished, OUTPUTS)
+    with pytest.raises(OccupiedError, match="already holds stage sft of this run: add --resume"):
+        run_pipeline(small_run(finished))
+    assert content(finished, OUTPUTS) == before
 
 
 @pytest.mark.parametrize(("change", "seed"), [("ppo.kl_coef=0.5", 0), ("sft.max_grad_norm=off", 0), ("seed=1", 1)])

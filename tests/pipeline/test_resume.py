@@ -1,0 +1,153 @@
+"""Runs that are killed, stopped, damaged or doubled: nothing is lost, and the end is that of a run left in peace."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from rlhf_lib.engine import checkpoint
+from rlhf_lib.pipeline.pipeline import run_pipeline
+from tests.pipeline.runs import SMALL, small_run
+from tests.pipeline.test_pipeline import OUTPUTS, content
+
+LONGER = ("sft.steps=12", "reward_model.steps=12", "ppo.updates=6")
+KILLS = 10
+PATIENCE = 60  # seconds for one process
+
+
+def command(out: Path) -> list[str]:
+    changes = [word for change in (*SMALL, *LONGER) for word in ("--set", change)]
+    rest = ["--out", str(out), "--resume", "--checkpoint-seconds", "0"]
+    return [sys.executable, "-m", "rlhf_lib", "run", *rest, *changes]
+
+
+def start(out: Path) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command(out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_until(process: subprocess.Popen, condition) -> bool:
+    """True once the condition holds; False if the process ended before."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        if process.poll() is not None:
+            return False
+        time.sleep(0.001)
+    raise TimeoutError(process.communicate())
+
+
+def steps_done(out: Path) -> int:
+    return (out / "metrics.jsonl").read_bytes().count(b"\n") if (out / "metrics.jsonl").exists() else 0
+
+
+def moments(out: Path):
+    """Ten moments: right after certain steps of each stage, in the middle of writing a checkpoint, between stages."""
+    drafts = {stage: out / "checkpoints" / stage / ".draft" for stage in ("sft", "reward_model", "ppo")}
+    yield lambda: steps_done(out) >= 1
+    yield drafts["sft"].exists
+    yield lambda: steps_done(out) >= 7
+    yield (out / "sft" / "config.json").exists
+    yield (out / "preferences.jsonl").exists
+    yield drafts["reward_model"].exists
+    yield lambda: steps_done(out) >= 20
+    yield (out / "reward_model" / "config.json").exists
+    yield drafts["ppo"].exists
+    yield lambda: steps_done(out) >= 28
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed")
+    process = start(out)
+    assert process.wait(PATIENCE) == 0, process.stderr.read()
+    return out
+
+
+def test_killed_ten_times(undisturbed, tmp_path):
+    """Rejects a resume that repeats or skips a step, forgets optimiser state, or trusts what was half written."""
+    kills = 0
+    for moment in moments(tmp_path):
+        process = start(tmp_path)
+        assert wait_until(process, moment), process.communicate()
+        process.send_signal(signal.SIGKILL)
+        process.wait(PATIENCE)
+        kills += 1
+    assert kills == KILLS
+    process = start(tmp_path)
+    assert process.wait(PATIENCE) == 0, process.stderr.read()
+    assert content(tmp_path, OUTPUTS) == content(undisturbed, OUTPUTS)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
+def test_ctrl_c(undisturbed, tmp_path):
+    """Rejects a Ctrl-C that loses work, shows a traceback, or does not say how to go on."""
+    process = start(tmp_path)
+    assert wait_until(process, lambda: steps_done(tmp_path) >= 3)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert "Traceback" not in complaint
+    assert "stopped in stage sft after step" in complaint.splitlines()[-1]
+    assert "--resume" in complaint
+    assert checkpoint.latest(tmp_path / "checkpoints" / "sft").step == steps_done(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "no facts", "another format"])
+def test_a_damaged_checkpoint(undisturbed, tmp_path, damage, capsys):
+    """Rejects weights taken from a damaged file: it is named, the one before is used, and the end is the same."""
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed, out)
+    results = json.loads((out / "results.json").read_text())
+    (out / "results.json").write_text(
+        json.dumps({name: results[name] for name in ("sft", "preferences", "reward_model")})
+    )
+    newest = sorted((out / "checkpoints" / "ppo").iterdir())[-1]
+    tensors, facts = newest / checkpoint.TENSORS, newest / checkpoint.FACTS
+    content_before = tensors.read_bytes()
+    if damage == "cut":
+        tensors.write_bytes(content_before[: len(content_before) // 2])
+    if damage == "flipped":
+        middle = len(content_before) // 2
+        tensors.write_bytes(
+            content_before[:middle] + bytes([content_before[middle] ^ 1]) + content_before[middle + 1 :]
+        )
+    if damage == "no facts":
+        facts.unlink()
+    if damage == "another format":
+        facts.write_text(facts.read_text().replace('"format": 1', '"format": 99'))
+    run_pipeline(small_run(out, *LONGER, resume=True))
+    assert f"checkpoint {newest}" in capsys.readouterr().err
+    assert content(out, OUTPUTS) == content(undisturbed, OUTPUTS)
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    """Rejects a second process that writes into the folder of the first."""
+    with FileLock(tmp_path / ".lock"):
+        process = start(tmp_path)
+        _, complaint = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 2
+    assert "another run is writing to" in complaint
+    assert not (tmp_path / "settings.json").exists()
+
+
+def test_a_finished_run_is_shown_again(undisturbed):
+    """Rejects a resume that trains once more what is finished."""
+    before = content(undisturbed, OUTPUTS)
+    seconds = (undisturbed / "timing.jsonl").read_bytes()
+    process = start(undisturbed)
+    shown, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    assert "wins against SFT" in shown
+    assert content(undisturbed, OUTPUTS) == before
+    assert (undisturbed / "timing.jsonl").read_bytes() == seconds
