@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 INTERRUPTED = 130  # the exit status of what Ctrl-C ended
+OF_THE_DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}  # not our mistakes
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -90,4 +92,9 @@ def main() -> None:
         raise SystemExit(INTERRUPTED) from None
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in OF_THE_DISK:
+            raise
+        typer.echo(f"error: {error.strerror}: {error.filename or 'the disk'}; what was complete is kept", err=True)
         raise SystemExit(2) from None

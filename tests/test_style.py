@@ -108,7 +108,7 @@ def test_the_door_is_light(name):
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for module in ([node.module or "."] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
     }
-    assert top <= {"__future__", "pathlib", "typing", "typer", "cli", "."}
+    assert top <= {"__future__", "errno", "pathlib", "typing", "typer", "cli", "."}
 
 
 @pytest.mark.parametrize(

@@ -66,14 +66,14 @@ class RunFolder:
         content = (self / name).read_bytes()
         self.cut(name, content.rfind(b"\n") + 1)
 
-    def log(self, stage: str, steps: Iterable[dict]) -> Iterator[dict]:
-        """Pass the steps through; append each to metrics.jsonl and its time to timing.jsonl."""
+    def log(self, stage: str, steps: Iterable[dict], *, start: int = 0) -> Iterator[dict]:
+        """Pass the steps through, counted from `start`; append each to metrics.jsonl and its time to timing.jsonl."""
         started = time.perf_counter()
         with (
             open(self / "metrics.jsonl", "a", encoding="utf-8") as metrics,
             open(self / "timing.jsonl", "a", encoding="utf-8") as timing,
         ):
-            for number, step in enumerate(steps):
+            for number, step in enumerate(steps, start):
                 print(json.dumps(strict({"stage": stage, **step}), allow_nan=False), file=metrics, flush=True)
                 now = time.perf_counter()
                 spent = {"stage": stage, "step": number, "seconds": now - started, "peak_mib": peak_memory_mib()}

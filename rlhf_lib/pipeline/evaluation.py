@@ -20,7 +20,7 @@ def compare_policies(run: Run) -> tuple[dict, list[dict]]:
     posts = world.posts("test", config.posts)
     written = {}
     for name in ("sft", "policy"):
-        policy = models.freeze(models.load_policy(run.input(name)))
+        policy = models.freeze(run.policy(name))
         written[name] = list(write_summaries(run, policy, posts, "test", temperature=config.temperature))
     references = [world.reference(post) for post in posts]
     written["reference"] = [

@@ -25,6 +25,7 @@ def run_pipeline(run: Run, stages: Sequence[str] = tuple(STAGES)) -> dict:
     Results of earlier stages, found here or in the source run, are kept: a report can be completed bit by bit. Those
     of later stages are not: they are about models that are now others.
     """
+    refuse_too_long(run)
     refuse_other_settings(run)
     refuse_to_overwrite(run, stages)
     run.out.write_json("settings.json", asdict(run.settings))
@@ -44,6 +45,16 @@ def run_pipeline(run: Run, stages: Sequence[str] = tuple(STAGES)) -> dict:
     if "evaluation" in results:
         run.out.write_json("report.json", report)
     return report
+
+
+def refuse_too_long(run: Run) -> None:
+    """raises SettingsError if prompt and response together do not fit what the models can read."""
+    room, wanted = run.world.context - run.world.longest_prompt, run.settings.ppo.response_length
+    if wanted > room:
+        raise SettingsError(
+            f"ppo.response_length={wanted} is too long: the models read {run.world.context} tokens and prompts take up "
+            f"to {run.world.longest_prompt}, which leaves {room}"
+        )
 
 
 def refuse_other_settings(run: Run) -> None:

@@ -13,16 +13,15 @@ import torch
 from torch import nn
 
 from ..algorithms.parts import Parts
-from ..engine import checkpoint
+from ..engine import checkpoint, models
 from ..engine.interrupt import graceful_stop
 from ..engine.run_folder import RunFolder
 from ..worlds.tiny_tldr.world import TinyTLDR
 from .errors import MissingInputError, StoppedError
 from .settings import Settings
 
-Progress = Callable[
-    ..., Generator[dict, None, None]
-]  # (stage, its steps, how many there are in all, done=how many were done before)
+# called with a stage, its steps, how many there are in all, and done=how many were done before
+Progress = Callable[..., Generator[dict, None, None]]
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,18 @@ class Run:
             f"{self.out / name} does not exist: run the stage that makes it first, or name a finished run with --from"
         )
 
+    def policy(self, name: str) -> nn.Module:
+        """A policy that an earlier stage left, once its vocabulary is known to be the world's."""
+        return models.load_policy(self._with_our_vocabulary(self.input(name)))
+
+    def scorer(self, name: str) -> nn.Module:
+        """A reward model that an earlier stage left, likewise."""
+        return models.load_scorer(self._with_our_vocabulary(self.input(name)))
+
     def train(
         self,
         stage: str,
-        models: Mapping[str, nn.Module],
+        trained: Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer,
         steps: Callable[[int], Iterator[dict]],
         total: int,
@@ -59,22 +66,14 @@ class Run:
 
         steps  gives the steps that follow when so many are done; all randomness in it depends on the step alone
         """
-        folder = self.out / "checkpoints" / stage
-        saved = checkpoint.latest(folder) if self.resume else None
-        if saved:
-            saved.restore(models, optimizer)
-            self.out.cut("metrics.jsonl", saved.facts["metrics_bytes"])
-        else:
-            self.out.restart_stage(stage)
-            shutil.rmtree(folder, ignore_errors=True)
-        start = saved.step if saved else 0
-        logged = self.progress(stage, self.out.log(stage, steps(start)), total, done=start)
+        start = self._restore(stage, trained, optimizer)
+        logged = self.progress(stage, self.out.log(stage, steps(start), start=start), total, done=start)
         last_saved = time.monotonic()
         with graceful_stop() as stop, closing(logged):
             for done, _ in enumerate(logged, start + 1):
                 if time.monotonic() - last_saved >= self.checkpoint_seconds or done == total or stop.requested:
                     facts = {"metrics_bytes": self.out.flush("metrics.jsonl")}
-                    checkpoint.save(folder, done, models, optimizer, facts)
+                    checkpoint.save(self._checkpoints(stage), done, trained, optimizer, facts)
                     last_saved = time.monotonic()
                 if stop.requested and done < total:
                     raise StoppedError(
@@ -86,3 +85,29 @@ class Run:
         """A folder that plain `from_pretrained` loads, tokenizer included."""
         model.save_pretrained(self.out / name)
         self.world.tokenizer.save_pretrained(self.out / name)
+
+    def _restore(self, stage: str, trained: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> int:
+        """Put the last checkpoint back if there is one to resume, else begin anew; returns the steps done."""
+        saved = checkpoint.latest(self._checkpoints(stage)) if self.resume else None
+        if saved is None:
+            self.out.restart_stage(stage)
+            shutil.rmtree(self._checkpoints(stage), ignore_errors=True)
+            return 0
+        saved.restore(trained, optimizer)
+        self.out.cut("metrics.jsonl", saved.facts["metrics_bytes"])
+        return saved.step
+
+    def _checkpoints(self, stage: str) -> Path:
+        return self.out / "checkpoints" / stage
+
+    def _with_our_vocabulary(self, folder: Path) -> Path:
+        """raises MissingInputError if a model's folder has no tokenizer, or one that numbers the words differently."""
+        from transformers import PreTrainedTokenizerFast
+
+        if not (folder / "tokenizer.json").exists():
+            raise MissingInputError(f"{folder} has no tokenizer.json: a model needs the tokenizer it was trained with")
+        if PreTrainedTokenizerFast.from_pretrained(folder).get_vocab() != self.world.tokenizer.get_vocab():
+            raise MissingInputError(
+                f"the tokenizer in {folder} has another vocabulary than this world's: start from a run of this world"
+            )
+        return folder

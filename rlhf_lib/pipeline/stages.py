@@ -43,7 +43,7 @@ def run_sft(run: Run) -> dict:
 def run_preferences(run: Run) -> dict:
     """Let the SFT policy write several summaries of each post, and the noisy reader choose in every pair."""
     config = run.settings.preferences
-    policy = models.freeze(models.load_policy(run.input("sft")))
+    policy = models.freeze(run.policy("sft"))
     for split, posts in {"preferences": config.posts, "held_out_preferences": config.held_out_posts}.items():
         rows = run.progress(split, comparisons.label(run, policy, split, posts), posts)
         run.out.write_lines(f"{split}.jsonl", rows)
@@ -53,7 +53,7 @@ def run_preferences(run: Run) -> dict:
 def run_reward_model(run: Run) -> dict:
     """Fit the preferences, starting from the SFT policy; then centre the scores on the reference summaries."""
     config, world, seed = run.settings.reward_model, run.world, run.settings.seed
-    scorer = models.scorer_from_policy(models.load_policy(run.input("sft")), seed=seed)
+    scorer = models.scorer_from_policy(run.policy("sft"), seed=seed)
     state = reward_model.new_state(scorer, config)
     rows = read_lines(run.input("preferences.jsonl"))
 
@@ -90,10 +90,10 @@ def run_ppo(run: Run) -> dict:
 
 def ppo_state(run: Run, **rest) -> ppo.PPOState:
     """The four models of PPO before the first update, each with weights of its own."""
-    scorer = models.load_scorer(run.input("reward_model"))
+    scorer = run.scorer("reward_model")
     tokenizer = run.world.tokenizer
     return ppo.new_state(
-        models.load_policy(run.input("sft")),
+        run.policy("sft"),
         copy.deepcopy(scorer),
         scorer,
         run.settings.ppo,

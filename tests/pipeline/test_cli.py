@@ -1,8 +1,11 @@
 """The command line: light, readable, and a user's mistake is one line."""
 
+import json
+import shutil
 import subprocess
 import sys
 from itertools import chain
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -86,6 +89,7 @@ def test_settings_are_listed():
         (["--set", "ppo.clip=nan"], "ppo.clip=nan"),
         (["--preset", "tinny"], "did you mean 'tiny'"),
         (["--seed", "-1"], "seed=-1"),
+        (["--set", "ppo.batch_size=10", "--set", "ppo.minibatches=3"], "does not divide"),
         (["--stage", "pop"], "the stages are sft, preferences, reward_model, ppo, evaluation"),
     ],
 )
@@ -150,3 +154,40 @@ def test_stages_run_in_their_order(tmp_path):
     assert result.exit_code == 0, result.output
     assert (tmp_path / "preferences.jsonl").exists()
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_response_that_does_not_fit(monkeypatch, capsys, tmp_path):
+    """Rejects a run whose texts outgrow what the models can read, found out in the middle or never."""
+    said = refused(monkeypatch, capsys, "run", "--out", str(tmp_path), "--set", "ppo.response_length=72")
+    assert "ppo.response_length=72 is too long" in said and "leaves 71" in said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_a_full_disk(monkeypatch, capsys, tmp_path):
+    """Rejects a traceback where the disk refuses, and a message that does not name the reason."""
+    (tmp_path / ".settings.json.draft").symlink_to("/dev/full")
+    said = refused(monkeypatch, capsys, "run", "--out", str(tmp_path))
+    assert "No space left on device" in said
+    assert not (tmp_path / "settings.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
+        (lambda folder: swap_two_words(folder / "tokenizer.json"), "has another vocabulary"),
+    ],
+)
+def test_a_model_with_the_wrong_tokenizer(monkeypatch, capsys, tmp_path, finished, damage, says):
+    """Rejects a policy that reads other words than it was trained on: no shape would tell."""
+    shutil.copytree(finished / "sft", tmp_path / "other" / "sft")
+    damage(tmp_path / "other" / "sft")
+    arguments = ["--out", str(tmp_path / "out"), "--from", str(tmp_path / "other"), "--stage", "preferences"]
+    assert says in refused(monkeypatch, capsys, "run", *arguments)
+
+
+def swap_two_words(path: Path) -> None:
+    content = json.loads(path.read_text())
+    words = content["model"]["vocab"]
+    words[" my"], words[" i"] = words[" i"], words[" my"]
+    path.write_text(json.dumps(content))

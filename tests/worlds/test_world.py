@@ -1,7 +1,10 @@
 """The world as the pipeline sees it."""
 
+import json
+
 import pytest
 
+from rlhf_lib.worlds.tiny_tldr import grammar
 from rlhf_lib.worlds.tiny_tldr.summaries import judge
 from rlhf_lib.worlds.tiny_tldr.world import TinyTLDR
 
@@ -46,3 +49,23 @@ def test_a_flag_for_each_summary():
     """Rejects a silent cut to the shorter of the two lists."""
     with pytest.raises(ValueError, match="zip"):
         WORLD.encode_summaries(["boss", "uncle"], finished=[True])
+
+
+def test_the_longest_prompt():
+    """Rejects a bound that some post breaks, and one that no post could reach (room that nobody may use)."""
+    fillers, openers = max(map(len_of, grammar.FILLERS)), (grammar.MAIN_OPENERS, grammar.ASIDE_OPENERS)
+    clauses = sum(max(map(len_of, options)) + len_of(grammar.CLAUSE) + 1 for options in openers)
+    asks = max(map(len_of, grammar.ASKS)) + max(map(len_of, grammar.ASIDE_ASKS))
+    title = max(map(len_of, (grammar.TITLE_FULL, *grammar.TITLE_VAGUE)))
+    layout = len(WORLD.tokenizer("SUBREDDIT: r/tifu\n\nTITLE:\n\nPOST:\n\nTL;DR:").input_ids)
+    assert layout + title + 2 * fillers + clauses + asks == WORLD.longest_prompt
+    assert max(map(len, WORLD.encode_prompts(WORLD.posts("test", 2000)))) <= WORLD.longest_prompt
+
+
+def len_of(sentence: str) -> int:
+    return len(WORLD.tokenizer(f" {sentence}".replace("{", "").replace("}", "")).input_ids)
+
+
+def test_the_shipped_models_read_that_much():
+    config = json.loads((WORLD.base_folder / "config.json").read_text())
+    assert config["max_position_embeddings"] == WORLD.context

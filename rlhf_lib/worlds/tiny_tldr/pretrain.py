@@ -9,10 +9,10 @@ import torch
 
 from .mixture import Batch, make_batch
 from .tokenizer import make_tokenizer
+from .world import TinyTLDR
 
 STEPS, POSTS, WARM_UP, SEED = 3000, 32, 100, 0
 MATRIX_RATE, OTHER_RATE = 1e-2, 1e-3  # peak learning rates of Muon (weight matrices) and AdamW (all else)
-CONTEXT = 128  # tokens
 
 
 def new_base(tokenizer):
@@ -23,7 +23,8 @@ def new_base(tokenizer):
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=4,
-            num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=CONTEXT, tie_word_embeddings=True,
+            num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=TinyTLDR.context,
+            tie_word_embeddings=True,
             pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
         )
     )  # fmt: skip

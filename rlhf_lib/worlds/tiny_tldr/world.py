@@ -16,6 +16,8 @@ class TinyTLDR:
     """One seed's posts. Splits never overlap, so nothing that is evaluated was trained on."""
 
     base_folder = ASSETS / "base"
+    context = 128  # tokens that the shipped models can read
+    longest_prompt = 57  # tokens: every sentence of the grammar at its longest
 
     def __init__(self, seed: int):
         self.seed = seed
