@@ -117,33 +117,25 @@ def _encode(tokenizer, post: Post, comments: list[Segments]) -> list[tuple[list[
 
 def _pack(documents: list[list[tuple[list[int], list[float]]]]) -> Batch:
     """Each document in one row; positions of every comment go on where its post ends."""
-    width = max(sum(len(ids) for ids, _ in blocks) for blocks in documents)
-    tokens, positions = (torch.zeros(len(documents), width, dtype=torch.long) for _ in range(2))
-    block_of = torch.full((len(documents), width), -1)
+    shape = len(documents), max(sum(len(ids) for ids, _ in blocks) for blocks in documents)
+    tokens, positions, block_of = torch.zeros(shape).long(), torch.zeros(shape).long(), torch.full(shape, -1)
+    weight_of = torch.zeros(shape)
     for row, blocks in enumerate(documents):
         start, post_length = 0, len(blocks[0][0])
-        for number, (ids, _) in enumerate(blocks):
+        for number, (ids, weights) in enumerate(blocks):
             place = slice(start, start + len(ids))
-            tokens[row, place], block_of[row, place] = torch.tensor(ids), number
+            tokens[row, place], weight_of[row, place] = torch.tensor(ids), torch.tensor(weights)
             positions[row, place] = torch.arange(len(ids)) + (post_length if number else 0)
+            block_of[row, place] = number
+            if number != 1:  # only the first comment, a summary, follows on from what stands before it: the post
+                weight_of[row, start] = 0
             start += len(ids)
-    targets, weights = _targets(documents, tokens)
-    return Batch(tokens, positions, targets, weights, _visible(block_of))
+    return Batch(tokens, positions, _next(tokens), _next(weight_of), _visible(block_of))
 
 
-def _targets(documents: list, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """The next token of the same block; the post's last token is followed by the first comment, a summary."""
-    targets = torch.nn.functional.pad(tokens[:, 1:], (0, 1))
-    weights = torch.zeros(tokens.shape)
-    for row, blocks in enumerate(documents):
-        start = 0
-        for number, (_, of_block) in enumerate(blocks):
-            skipped = 0 if number in (0, 1) else 1  # nothing but block 1 follows on from what stands before it
-            here = torch.tensor(of_block[skipped:] if number else of_block[1:])
-            first = start - 1 + skipped if number else 0
-            weights[row, first : first + len(here)] = here
-            start += len(of_block)
-    return targets, weights
+def _next(per_token: Tensor) -> Tensor:
+    """What belongs to the following token, at each place; 0 at the last."""
+    return torch.nn.functional.pad(per_token[:, 1:], (0, 1))
 
 
 def _visible(block_of: Tensor) -> Tensor:
