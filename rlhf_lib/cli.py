@@ -83,7 +83,7 @@ def rebuild(
 
 def main() -> None:
     """The entry point. What the user did wrong is one line on stderr and exit status 2, never a traceback."""
-    from .pipeline.errors import StoppedError, UserError
+    from .pipeline.errors import StoppedError, TrainingError, UserError
 
     try:
         app()
@@ -93,6 +93,9 @@ def main() -> None:
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
+    except TrainingError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(1) from None
     except OSError as error:
         if error.errno not in OF_THE_DISK:
             raise

@@ -19,3 +19,7 @@ class StoppedError(UserError):
 
 class OccupiedError(UserError):
     """The output folder holds something that would be overwritten, or another run is writing to it."""
+
+
+class TrainingError(Exception):
+    """Training went wrong by itself; the message says in which stage, after which step, and what was seen."""

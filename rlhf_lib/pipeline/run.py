@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from ..algorithms.parts import Parts
+from ..algorithms.step_zero import StepZeroError
 from ..engine import checkpoint, models
 from ..engine.interrupt import graceful_stop
-from ..engine.run_folder import RunFolder
+from ..engine.optimiser import NonFiniteError
+from ..engine.run_folder import RunFolder, read_lines
 from ..worlds.tiny_tldr.world import TinyTLDR
-from .errors import MissingInputError, StoppedError
+from .errors import MissingInputError, StoppedError, TrainingError
 from .settings import Settings
 
 # called with a stage, its steps, how many there are in all, and done=how many were done before
@@ -69,7 +71,7 @@ class Run:
         start = self._restore(stage, trained, optimizer)
         logged = self.progress(stage, self.out.log(stage, steps(start), start=start), total, done=start)
         last_saved = time.monotonic()
-        with graceful_stop() as stop, closing(logged):
+        with graceful_stop() as stop, closing(logged), self._explained(stage):
             for done, _ in enumerate(logged, start + 1):
                 if time.monotonic() - last_saved >= self.checkpoint_seconds or done == total or stop.requested:
                     facts = {"metrics_bytes": self.out.flush("metrics.jsonl")}
@@ -80,6 +82,19 @@ class Run:
                         f"stopped in stage {stage} after step {done} of {total}; nothing is lost: the same command "
                         "with --resume goes on from here"
                     )
+
+    @contextmanager
+    def _explained(self, stage: str) -> Iterator[None]:
+        """Say in which stage and after which step training went wrong, and what is left of it."""
+        try:
+            yield
+        except (NonFiniteError, StepZeroError) as error:
+            done = sum(row["stage"] == stage for row in read_lines(self.out / "metrics.jsonl"))
+            saved = checkpoint.latest(self._checkpoints(stage))
+            kept = (
+                f"the checkpoint of step {saved.step} is kept" if saved else "no checkpoint of this stage had been made"
+            )
+            raise TrainingError(f"stage {stage} failed after step {done}: {error} ({kept})") from error
 
     def save(self, name: str, model: nn.Module) -> None:
         """A folder that plain `from_pretrained` loads, tokenizer included."""

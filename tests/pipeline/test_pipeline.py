@@ -17,7 +17,7 @@ from rlhf_lib.engine import models
 from rlhf_lib.engine.run_folder import RunFolder, read_lines
 from rlhf_lib.maths.advantages import gae
 from rlhf_lib.pipeline import comparisons
-from rlhf_lib.pipeline.errors import MissingInputError, OccupiedError, SettingsError
+from rlhf_lib.pipeline.errors import MissingInputError, OccupiedError, SettingsError, TrainingError
 from rlhf_lib.pipeline.pipeline import run_pipeline
 from rlhf_lib.pipeline.settings import from_json
 from rlhf_lib.pipeline.stages import STAGES, ppo_state
@@ -286,3 +286,32 @@ def test_a_broken_file_is_named(tmp_path):
     (tmp_path / "preferences.jsonl").write_text('{"a": 1}\nbroken\n')
     with pytest.raises(ValueError, match=r"preferences\.jsonl, line 2"):
         read_lines(RunFolder(tmp_path) / "preferences.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("change", "stage", "says"),
+    [
+        (
+            "sft.learning_rate=1e30",
+            "sft",
+            r"stage sft failed after step 1: .*not finite.*the checkpoint of step 1 is kept",
+        ),
+        ("ppo.learning_rate=1e30", "ppo", r"stage ppo failed after step 0: .*not finite.*no checkpoint"),
+    ],
+)
+def test_training_that_explodes(finished, tmp_path, change, stage, says):
+    """Rejects a run that goes on with NaN, or ends without saying where; what was good before it stays."""
+    with pytest.raises(TrainingError, match=says):
+        run_pipeline(small_run(tmp_path, change, source=finished, checkpoint_seconds=0), [stage])
+    assert not (tmp_path / "policy").exists()
+
+
+def test_a_broken_step_zero_is_explained(finished, tmp_path):
+    """Rejects a traceback where policy and sampler disagree, and a sentence without number or where to look."""
+
+    def hotter(*arguments, temperature, **rest):
+        return Parts().sample(*arguments, temperature=temperature * 1.5, **rest)
+
+    run = small_run(tmp_path, source=finished, parts=replace(Parts(), sample=hotter))
+    with pytest.raises(TrainingError, match=r"stage ppo failed after step 0: sampler_forward_gap is .*temperature"):
+        run_pipeline(run, ["ppo"])
