@@ -1,7 +1,9 @@
 """Preference data: written by the SFT policy, labelled by a noisy reader, kept as JSON lines.
 
-A row is {"prompt", "summaries", "finished", "gold", "pairs"}; "pairs" lists [chosen, rejected] places among the
-summaries. The reader prefers a to b with probability sigmoid(label_scale * (gold a - gold b)) (Bradley and Terry).
+A row is {"prompt", "summaries", "finished", "gold", "appeal", "pairs"}; "pairs" lists [chosen, rejected] places among
+the summaries. The reader prefers a to b with probability sigmoid(appeal a - appeal b) (Bradley and Terry). The appeal
+of a summary is label_scale times its gold score and, for readers who mostly skim, title_bias times its agreement with
+the title: what they like need not be what is good.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from torch import nn
 
 from ..algorithms.reward_model import Comparisons, RewardModelConfig, score_texts
 from ..engine.sampling import uniforms
-from ..worlds.tiny_tldr.posts import Dice
+from ..worlds.tiny_tldr.posts import Dice, Post
+from ..worlds.tiny_tldr.summaries import title_agreement
 from ..worlds.tiny_tldr.world import TinyTLDR
 from .run import Run
+from .settings import PreferencesConfig
 from .texts import Summary, make_world_texts, write_summaries
 
 
@@ -34,13 +38,19 @@ def label(run: Run, policy: nn.Module, split: str, posts: int) -> Iterator[dict]
             summaries=[summary.text for summary in summaries],
             finished=[summary.finished for summary in summaries],
             gold=[summary.gold for summary in summaries],
-            pairs=list(_choices(summaries, config.label_scale, Dice("reader", run.settings.seed, post.prompt))),
+            appeal=(appeals := [appeal(post, summary, config) for summary in summaries]),
+            pairs=list(_choices(appeals, Dice("reader", run.settings.seed, post.prompt))),
         )
 
 
-def preference(gold_a: float, gold_b: float, label_scale: float) -> float:
+def appeal(post: Post, summary: Summary, config: PreferencesConfig) -> float:
+    """How much readers like a summary, in log-odds."""
+    return config.label_scale * summary.gold + config.title_bias * title_agreement(post, summary.text)
+
+
+def preference(appeal_a: float, appeal_b: float) -> float:
     """P(the reader prefers a to b): the sigmoid, written so that no large difference overflows."""
-    return (1 + math.tanh(label_scale * (gold_a - gold_b) / 2)) / 2
+    return (1 + math.tanh((appeal_a - appeal_b) / 2)) / 2
 
 
 def batches(
@@ -70,10 +80,8 @@ def accuracy(run: Run, model: nn.Module, rows: list[dict]) -> dict[str, float]:
     """
     everything = compare(run.world, rows)
     scores = score_texts(model, everything.texts, micro_batch_size=run.settings.ppo.micro_batch_size, parts=run.parts)
-    gold = torch.tensor([value for row in rows for value in row["gold"]])
-    prefers = torch.sigmoid(
-        run.settings.preferences.label_scale * (gold[everything.chosen] - gold[everything.rejected]).double()
-    )
+    appeals = torch.tensor([value for row in rows for value in row["appeal"]], dtype=torch.float64)
+    prefers = torch.sigmoid(appeals[everything.chosen] - appeals[everything.rejected])
     margin = scores[everything.chosen] - scores[everything.rejected]
     agreement = torch.where(margin > 0, prefers, torch.where(margin < 0, 1 - prefers, 0.5))
     return dict(
@@ -93,8 +101,7 @@ def _batches_of_places(rows: int, size: int, seed: int) -> Iterator[list[int]]:
             waiting = waiting[size:]
 
 
-def _choices(summaries: list[Summary], label_scale: float, reader: Dice) -> Iterator[list[int]]:
+def _choices(appeals: list[float], reader: Dice) -> Iterator[list[int]]:
     """[chosen, rejected] for every pair of summaries."""
-    for a, b in itertools.combinations(range(len(summaries)), 2):
-        likes_a = reader.chance(preference(summaries[a].gold, summaries[b].gold, label_scale))
-        yield [a, b] if likes_a else [b, a]
+    for a, b in itertools.combinations(range(len(appeals)), 2):
+        yield [a, b] if reader.chance(preference(appeals[a], appeals[b])) else [b, a]

@@ -23,12 +23,14 @@ class PreferencesConfig:
     samples_per_post: int = 4  # summaries of one post, all compared with each other (Ouyang et al. 2022)
     temperature: float = 0.7  # of the SFT policy that writes them; the one PPO uses
     label_scale: float = 0.8  # P(a chosen over b) = sigmoid(label_scale * (gold a - gold b)); sets the ceiling
+    title_bias: float = 0.0  # log-odds that readers add for agreement with the whole title; 0: they judge by gold alone
     held_out_posts: int = 700  # for measuring the reward model: 4,200 pairs
 
     def __post_init__(self):
         bounds.at_least(1, self, "posts", "held_out_posts")
         bounds.at_least(2, self, "samples_per_post")
         bounds.above_zero(self, "temperature", "label_scale")
+        bounds.at_least(0, self, "title_bias")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,17 +68,26 @@ class Settings:
 
 # Where the tiny world departs from N+: its model is a thousand times smaller and starts close to the task, so the
 # learning rates are higher, gradients are clipped (SFT and reward model), and the loss leaves out the random posts.
-PRESETS = {
-    "tiny": Settings(
-        preset="tiny",
-        sft=SFTConfig(steps=150, batch_size=64, learning_rate=3e-4, max_grad_norm=1.0, imitate_query=False),
-        preferences=PreferencesConfig(),
-        reward_model=RewardModelConfig(
-            steps=180, posts_per_batch=16, learning_rate=3e-4, head_learning_rate=3e-3, max_grad_norm=1.0
-        ),
-        ppo=PPOConfig(updates=30, batch_size=128, learning_rate=1e-4),
+TINY = Settings(
+    preset="tiny",
+    sft=SFTConfig(steps=150, batch_size=64, learning_rate=3e-4, max_grad_norm=1.0, imitate_query=False),
+    preferences=PreferencesConfig(),
+    reward_model=RewardModelConfig(
+        steps=180, posts_per_batch=16, learning_rate=3e-4, head_learning_rate=3e-3, max_grad_norm=1.0
     ),
-}
+    ppo=PPOConfig(updates=30, batch_size=128, learning_rate=1e-4),
+)
+
+# Goodhart's law on purpose (Gao et al. 2022): readers who mostly skim the title, no KL penalty, and twice the updates.
+# The score keeps rising; the gold score turns down when the policy finds that agreeing with a wrong title pays.
+TINY_OVEROPTIMISED = replace(
+    TINY,
+    preset="tiny-overoptimised",
+    preferences=replace(TINY.preferences, title_bias=9.0),
+    ppo=replace(TINY.ppo, updates=60, learning_rate=2e-4, kl_coef=0.0),
+)
+
+PRESETS = {settings.preset: settings for settings in (TINY, TINY_OVEROPTIMISED)}
 
 
 def load_settings(preset: str, overrides: list[str] | None = None, *, seed: int | None = None) -> Settings:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,10 +10,13 @@ import torch
 from torch import nn
 
 from rlhf_lib.algorithms.reward_model import RewardModelConfig
+from rlhf_lib.engine import models
 from rlhf_lib.pipeline import comparisons
+from rlhf_lib.pipeline.settings import PreferencesConfig
 from rlhf_lib.pipeline.texts import Summary
 from rlhf_lib.worlds.tiny_tldr import pretrain
 from rlhf_lib.worlds.tiny_tldr.posts import Dice
+from rlhf_lib.worlds.tiny_tldr.summaries import title_agreement
 from rlhf_lib.worlds.tiny_tldr.world import TinyTLDR
 from tests.pipeline.runs import small_run
 
@@ -20,9 +24,9 @@ WORLD = TinyTLDR(0)
 # Two posts with golds chosen by hand; the second has a tie. Texts differ, so that each is recognised.
 ROWS = [
     dict(prompt=WORLD.posts("test", 1)[0].prompt, summaries=["my boss", "uncle", "my uncle hid"],
-         finished=[True, True, False], gold=[3.0, 1.0, 2.0], pairs=[[0, 1], [2, 0], [1, 2]]),
+         finished=[True, True, False], gold=[3.0, 1.0, 2.0], appeal=[2.4, 0.8, 1.6], pairs=[[0, 1], [2, 0], [1, 2]]),
     dict(prompt=WORLD.posts("test", 2)[1].prompt, summaries=["my tent", "my bike"],
-         finished=[True, True], gold=[2.5, 2.5], pairs=[[1, 0]]),
+         finished=[True, True], gold=[2.5, 2.5], appeal=[2.0, 2.0], pairs=[[1, 0]]),
 ]  # fmt: skip
 
 
@@ -50,20 +54,42 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-@pytest.mark.parametrize(("a", "b", "scale"), [(3, 1, 0.8), (1, 3, 0.8), (2, 2, 0.8), (4, -1, 0.3)])
-def test_the_reader_is_bradley_and_terrys(a, b, scale):
-    """Rejects a scale that is left out or divides, and a choice that is the wrong way round: over 4,000 readers."""
-    summaries = [Summary("one", True, a), Summary("other", True, b)]
-    choices = [list(comparisons._choices(summaries, scale, Dice("reader", n))) for n in range(4000)]
+@pytest.mark.parametrize(("a", "b"), [(2.4, 0.8), (0.8, 2.4), (2, 2), (1.2, -0.3)])
+def test_the_reader_is_bradley_and_terrys(a, b):
+    """Rejects another curve than the sigmoid, and a choice that is the wrong way round: over 4,000 readers."""
+    choices = [list(comparisons._choices([a, b], Dice("reader", n))) for n in range(4000)]
     share = sum(choice == [[0, 1]] for choice in choices) / 4000
-    assert comparisons.preference(a, b, scale) == pytest.approx(sigmoid(scale * (a - b)))
-    assert share == pytest.approx(sigmoid(scale * (a - b)), abs=0.025)
+    assert comparisons.preference(a, b) == pytest.approx(sigmoid(a - b))
+    assert share == pytest.approx(sigmoid(a - b), abs=0.025)
+
+
+def test_appeal_by_hand():
+    """Rejects a scale or a bias that is left out or divides, and agreement with the facts in place of the title."""
+    post = replace(
+        WORLD.posts("test", 1)[0], title="my boss sold my bike", facts=dict(who="boss", did="sold", what="car")
+    )
+    config = PreferencesConfig(label_scale=0.5, title_bias=9.0)
+    for text, agreement in {"boss sold my car": 2 / 3, "bike": 1 / 3, "my car": 0.0}.items():
+        assert comparisons.appeal(post, Summary(text, True, 3.0), config) == pytest.approx(1.5 + 9 * agreement)
+
+
+def test_readers_who_skim(tmp_path):
+    """Rejects a `title_bias` that never reaches the reader: at a large one the title decides, whatever is true."""
+    policy = models.load_policy(WORLD.base_folder)
+    run = small_run(tmp_path, "preferences.title_bias=10000")
+    rows = list(comparisons.label(run, policy, "preferences", 20))
+    posts = {post.prompt: post for post in WORLD.posts("preferences", 20)}
+    disagreements = 0
+    for row in rows:
+        agreement = [title_agreement(posts[row["prompt"]], text) for text in row["summaries"]]
+        assert all(agreement[chosen] >= agreement[rejected] for chosen, rejected in row["pairs"])
+        disagreements += sum(row["gold"][chosen] < row["gold"][rejected] for chosen, rejected in row["pairs"])
+    assert disagreements > 0
 
 
 def test_every_pair_is_shown_to_a_reader_of_its_own():
     """Rejects a pair left out or shown twice, and one draw for all pairs of a post (labels would be correlated)."""
-    even = [Summary(name, True, 2.0) for name in "abc"]
-    answers = [list(comparisons._choices(even, 0.8, Dice("reader", n))) for n in range(400)]
+    answers = [list(comparisons._choices([2.0] * 3, Dice("reader", n))) for n in range(400)]
     for pairs in answers:
         assert {frozenset(pair) for pair in pairs} == {frozenset(pair) for pair in itertools.combinations(range(3), 2)}
     assert len({tuple(map(tuple, pairs)) for pairs in answers}) == 8

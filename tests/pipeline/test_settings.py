@@ -14,7 +14,7 @@ NUMBERS = [key for key in KEYS if key != "sft.imitate_query"]
 WHOLE = [key for key in NUMBERS if isinstance(value_of(TINY, key), int)]
 MAY_BE_ZERO = {
     "seed", "ppo.kl_coef", "ppo.value_coef", "ppo.entropy_coef", "ppo.gamma", "ppo.lam", "ppo.score_without_eos",
-    "evaluation.temperature", "evaluation.matched_length",
+    "evaluation.temperature", "evaluation.matched_length", "preferences.title_bias",
 }  # fmt: skip
 MAY_BE_NEGATIVE = {"ppo.score_without_eos"}
 

@@ -49,6 +49,12 @@ def judge(post: Post, summary: str, *, finished: bool = True) -> Gold:
     )
 
 
+def title_agreement(post: Post, summary: str) -> float:
+    """The share of the title's claims that the summary repeats, right or wrong: what a skimming reader checks."""
+    claims = [word for word in post.title.split() if word in SLOT_OF]
+    return sum(claim in summary.split() for claim in claims) / len(claims)
+
+
 def write_summary(post: Post, kind: str, dice: Dice) -> str:
     """A summary of the kind named in REFERENCE_KINDS or MIXTURE_KINDS."""
     words = {
