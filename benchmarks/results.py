@@ -12,6 +12,8 @@ from pathlib import Path
 
 from rlhf_lib.engine.run_folder import read_lines
 
+from .drawing import new_figure, save
+
 ROWS = {
     "gold score of SFT, at most 4": lambda r: f"{r['sft']['gold']:.2f}",
     "gold score of PPO": lambda r: f"{r['ppo']['gold']:.2f}",
@@ -45,13 +47,7 @@ def table(reports: list[dict]) -> str:
 
 def draw(folders: list[Path], reports: list[dict], path: Path) -> None:
     """Gold score over updates, one line a seed, between the human references and the best possible."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams.update({"svg.hashsalt": "rlhf", "svg.fonttype": "path", "font.size": 11})
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7.2, 3.4), layout="constrained", facecolor="white")
+    figure, (axes,) = new_figure()
     for folder, report in zip(folders, reports, strict=True):
         rows = [row for row in read_lines(folder / "metrics.jsonl") if row["stage"] == "ppo"]
         axes.plot([row["update"] for row in rows], [row["gold"] for row in rows], label=f"PPO, seed {report['seed']}")
@@ -61,10 +57,8 @@ def draw(folders: list[Path], reports: list[dict], path: Path) -> None:
     axes.text(0, references - 0.06, "the human references", color="0.35", va="top")
     axes.text(0, 4.05, "every fact right, nothing made up", color="0.35", va="bottom")
     axes.set(xlabel="PPO update (128 summaries each)", ylabel="gold score", ylim=(references - 0.5, 4.45))
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="center right")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
+    save(figure, path)
 
 
 def main() -> None:

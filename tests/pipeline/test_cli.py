@@ -60,7 +60,11 @@ def test_help_of_the_program():
 
 @pytest.mark.parametrize(
     ("command", "options"),
-    [("run", "--out --preset --seed --set --stage --from"), ("settings", "--preset"), ("rebuild", "--only")],
+    [
+        ("run", "--out --preset --seed --set --stage --from --resume --checkpoint-seconds"),
+        ("settings", "--preset"),
+        ("rebuild", "--only"),
+    ],
 )
 def test_help_of_a_command(command, options):
     """Rejects an option without an explanation, internal names, and lines wider than a terminal."""
@@ -72,6 +76,13 @@ def test_help_of_a_command(command, options):
         (line,) = [line for line in lines if line.strip().startswith(option)]
         assert len(line.split()) > 4
     assert not {"changes", "source", "stages"} & {line.strip().split(" ")[0].lstrip("-") for line in lines}
+
+
+@pytest.mark.parametrize("command", ["run", "settings"])
+def test_help_names_every_preset(command):
+    """Rejects a preset that nobody can find: the names stand in the help by hand, since it must not import them."""
+    text = " ".join(invoke(command, "--help").output.split())
+    assert f"{' or '.join(PRESETS)}." in text
 
 
 def test_settings_are_listed():
