@@ -1,7 +1,8 @@
-"""Goodhart's law in the tiny world: the score rises, the gold score turns down. The README's table and picture.
+"""Does the gold score turn down while the score keeps rising? What runs without a KL penalty show (Gao et al. 2022).
 
-python -m rlhf_lib run --preset tiny-overoptimised --seed 0 --out runs/over0      (and 1, 2)
-python -m benchmarks.overoptimisation runs/over0 runs/over1 runs/over2 --picture docs/overoptimised.svg
+    python -m rlhf_lib run --seed 0 --out runs/over0 --set preferences.title_bias=9 --set ppo.kl_coef=0 \\
+        --set ppo.updates=60 --set ppo.learning_rate=2e-4                             (and seeds 1, 2)
+    python -m benchmarks.overoptimisation runs/over0 runs/over1 runs/over2 --picture over.svg
 """
 
 from __future__ import annotations

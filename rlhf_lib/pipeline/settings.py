@@ -78,16 +78,7 @@ TINY = Settings(
     ppo=PPOConfig(updates=30, batch_size=128, learning_rate=1e-4),
 )
 
-# Goodhart's law on purpose (Gao et al. 2022): readers who mostly skim the title, no KL penalty, and twice the updates.
-# The score keeps rising; the gold score turns down when the policy finds that agreeing with a wrong title pays.
-TINY_OVEROPTIMISED = replace(
-    TINY,
-    preset="tiny-overoptimised",
-    preferences=replace(TINY.preferences, title_bias=9.0),
-    ppo=replace(TINY.ppo, updates=60, learning_rate=2e-4, kl_coef=0.0),
-)
-
-PRESETS = {settings.preset: settings for settings in (TINY, TINY_OVEROPTIMISED)}
+PRESETS = {settings.preset: settings for settings in (TINY,)}
 
 
 def load_settings(preset: str, overrides: list[str] | None = None, *, seed: int | None = None) -> Settings:
