@@ -29,11 +29,12 @@ def run_pipeline(run: Run, stages: Sequence[str] = tuple(STAGES)) -> dict:
     refuse_other_settings(run)
     refuse_to_overwrite(run, stages)
     run.out.write_json("settings.json", asdict(run.settings))
-    here = run.out.read_json("results.json", {})
-    results = {**run.source.read_json("results.json", {}), **here}
+    finished = run.out.read_json("results.json", {})
+    results = {**run.source.read_json("results.json", {}), **finished}
     for stage in stages:
-        if run.resume and stage in here:
+        if run.resume and stage in finished:
             continue
+        finished = {}  # what follows was made from what this stage makes anew
         seconds: dict[str, float] = {}
         forget_checkpoints_after(run, stage)
         with stopwatch(seconds, stage):

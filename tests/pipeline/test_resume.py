@@ -151,3 +151,15 @@ def test_a_finished_run_is_shown_again(undisturbed):
     assert "wins against SFT" in shown
     assert content(undisturbed, OUTPUTS) == before
     assert (undisturbed / "timing.jsonl").read_bytes() == seconds
+
+
+def test_what_follows_a_stage_made_anew_is_made_anew(undisturbed, tmp_path):
+    """Rejects a resume that keeps the policy of another SFT: stages finished before one that is run do not count."""
+    models, out = tmp_path / "models", tmp_path / "run"
+    for name in ("sft", "reward_model"):  # models alone, without the results of a run
+        shutil.copytree(undisturbed / name, models / name)
+    run_pipeline(small_run(out, source=models), ["ppo"])
+    before = (out / "policy" / "model.safetensors").read_bytes()
+    report = run_pipeline(small_run(out, source=models, resume=True))
+    assert (out / "policy" / "model.safetensors").read_bytes() != before
+    assert "kl_per_sequence" in report["ppo"] and "win_rate_vs_sft" in report["ppo"]
