@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from .shapes import ActionMask, Lengths, PerAction, PerRow, PerState, RowMask, Tokens
@@ -76,9 +75,3 @@ def trim(record: Record, states: int) -> Record:
         return tensor if tensor.dim() == 1 else tensor[:, : tensor.shape[1] - full + states]
 
     return type(record)(**{field.name: cut(getattr(record, field.name)) for field in fields(record)})
-
-
-def concatenate(records: list[Record]) -> Record:
-    """All rows of records that have one width."""
-    first = records[0]
-    return type(first)(**{f.name: torch.cat([getattr(record, f.name) for record in records]) for f in fields(first)})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, fields, replace
+from dataclasses import FrozenInstanceError, fields
 
 import numpy as np
 import torch
@@ -503,13 +503,3 @@ def check_trim(fn: Callable) -> None:
     assert_same_record(fn(Texts(**texts), 7), Texts(**texts | {"tokens": rollout.tokens[:, :7]}))
     targets = Targets(advantages=rollout.old_log_probs, returns=rollout.ref_log_probs)
     assert_same_record(fn(targets, 7), Targets(targets.advantages[:, :6], targets.returns[:, :6]))
-
-
-def check_concatenate(fn: Callable) -> None:
-    """All rows in order, one record or several, of the type that came in."""
-    rollout = example_rollout()
-    doubled = replace(rollout, **{f.name: torch.cat([getattr(rollout, f.name)] * 2) for f in fields(rollout)})
-    assert_same_record(fn([rollout, rollout]), doubled)
-    assert_same_record(fn([rollout]), rollout)
-    parts = [rollout.select(torch.tensor(rows)) for rows in ([0], [1, 2])]
-    assert_same_record(fn(parts), rollout)

@@ -419,11 +419,6 @@ MUTANTS: dict[str, Mutants] = {
                for name, x in vars(record).items()}
         ),
     },
-    "concatenate": {
-        "first only": lambda many: many[0],
-        "backwards": lambda many: records.concatenate(many[::-1]),
-        "last doubled": lambda many: records.concatenate([many[-1]] * len(many)),
-    },
 }  # fmt: skip
 
 UNGUARDED: dict[str, Mutants] = {
@@ -499,7 +494,7 @@ def all_mutants() -> list:
     """Every mistake as a parameter `(name, wrong function)`."""
     found = {(name, wrong): guarded(LIBRARY[name], fn) for name in MUTANTS for wrong, fn in MUTANTS[name].items()}
     found |= {(name, wrong): fn for name in UNGUARDED for wrong, fn in UNGUARDED[name].items()}
-    without_numbers = {"check_one_wider", "check_same_actions", "select", "trim", "concatenate"}
+    without_numbers = {"check_one_wider", "check_same_actions", "select", "trim"}
     for name in LIBRARY.keys() - without_numbers - {"actions_of", "mask_from_lengths"}:
         found |= {(name, wrong): fn for wrong, fn in blunt_mutants(LIBRARY[name]).items()}
     for name in TRAINED:
