@@ -1,0 +1,25 @@
+"""Instruments on real tensors: they show what a learner's functions and a real model just produced.
+
+    mask_explorer         lesson 01   toggle a mask; naive against masked statistics; a NaN in padding
+    alignment_microscope  lesson 02   a rollout's rows by state and by action, and what each number was made from
+    gae_explorer          lesson 03   gamma, lambda, an edited reward: how credit moves
+
+To write another one:
+
+1. A class over `Instrument` (instrument.py) with `_esm = module("name")` and `_css = stylesheet("name")`, its
+   `summary()` and `static_html()`, and a function in small letters that makes it from tensors.
+2. `data` is what it shows, sent once; `view` is what its controls are set to, so that Python can read and set them.
+   Both are `plain(...)` (plain.py): NaN and infinity survive; wherever order matters there is a list, not a dict.
+3. static/name.js: `import {...} from "./base.js"` (one statement, for the linter; Python joins the files) and
+   `export default instrument("Title", build)`. No build step, nothing fetched. Numbers pass `number()` on the way in
+   and `show()` on the way out. Text goes through `make(..., {text})`, never through markup. Controls come from
+   base.js: `choice`, `toggle`, `dropdown`, `slider`, `button`; `walkable` gives a grid its arrow keys.
+4. static/name.css: colours only through the `--rw-...` variables of base.css, mixed from the theme. Whatever a colour
+   says, a sign, word or border says too.
+5. The page recomputes only what a control changes, in less than 100 ms (benchmarks/widgets.py), and tests/browser/
+   compares it with numbers computed in Python.
+"""
+
+from .instrument import Instrument
+
+__all__ = ["Instrument"]
