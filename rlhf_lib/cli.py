@@ -81,6 +81,24 @@ def rebuild(
     command.rebuild(only)
 
 
+@app.command()
+def notebooks(
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME", help="03_gae, 03 or a path. Default: all.", show_default=False)
+    ] = [],  # noqa: B006
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; name what is out of date.")] = False,
+    execute: Annotated[bool, typer.Option("--execute", help="Run them first, in the environment of CI.")] = False,
+) -> None:
+    """Bring lessons and solutions up to date and build the exercises from the solutions (maintainers).
+
+    With --check the exit status is 1 if something is out of date, with --execute if a notebook failed; a notebook
+    that failed is left as it was.
+    """
+    from .course.notebooks import command
+
+    raise typer.Exit(command.notebooks(names, check, execute))
+
+
 def main() -> None:
     """The entry point. What the user did wrong is one line on stderr and exit status 2, never a traceback."""
     from .pipeline.errors import StoppedError, TrainingError, UserError
