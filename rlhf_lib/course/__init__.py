@@ -1,0 +1,18 @@
+"""What stands around the library for whoever learns with it: exercises, checks, hints, progress, widgets.
+
+In a notebook: `from rlhf_lib.course import check, hint, progress, train_with`.
+"""
+
+from __future__ import annotations
+
+_HOMES = {"check": "checking", "hint": "journal", "progress": "journal", "train_with": "trial"}
+__all__ = ["check", "hint", "progress", "train_with"]
+
+
+def __getattr__(name: str) -> object:
+    """Import on first use: `python -m rlhf_lib lab` needs no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,56 @@
+"""What an exercise is made of: a specification, cases, known mistakes and hints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arguments for one call, and what is special about them, in words for the learner."""
+
+    label: str
+    arguments: dict[str, object]
+    gradients: tuple[str, ...] = ()  # arguments into which the gradient is compared as well
+
+    @property
+    def size(self) -> int:
+        """How many numbers somebody has to look at."""
+        return sum(value.numel() for value in self.arguments.values() if isinstance(value, Tensor))
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A known mistake: a function that makes it, what to tell whoever made it, and where it was seen."""
+
+    says: str  # "you ...": names the mistake, not the answer
+    answer: Callable
+    seen_in: str = ""  # who made it before, with the source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exercise:
+    """One function to write. `library` is the same function in `rlhf_lib`: same name, signature and docstring."""
+
+    lesson: str  # "03_gae"
+    library: Callable
+    specification: Callable  # slow and obvious: loops over single numbers, calls nothing of the library
+    cases: Callable[[], list[Case]]
+    twins: tuple[Twin, ...]
+    hints: tuple[str, str, str]  # where to look; how to go about it; nearly the line
+    difficulty: int  # 1 to 5
+    importance: int  # 1 to 5: how often a mistake here ruins a run in silence
+    minutes: int
+
+    @property
+    def name(self) -> str:
+        return self.library.__name__
+
+    @cached_property
+    def sorted_cases(self) -> list[Case]:
+        """The smallest first, so that the first failure is the one to look at."""
+        return sorted(self.cases(), key=lambda case: case.size)

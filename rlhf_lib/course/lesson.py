@@ -1,0 +1,125 @@
+"""What lessons are made with: the page of the algorithm with today's line lit, folded source, a real rollout."""
+
+from __future__ import annotations
+
+import html
+import inspect
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from ..maths.records import Rollout
+from ..worlds.tiny_tldr.posts import Post
+from ..worlds.tiny_tldr.world import TinyTLDR
+
+
+def setup() -> None:
+    """The same numbers and the same look in every lesson."""
+    import matplotlib.pyplot as plt
+
+    torch.manual_seed(0)
+    torch.set_printoptions(precision=3, sci_mode=False, linewidth=110)
+    plt.rcParams.update({
+        "figure.figsize": (8, 3), "figure.dpi": 80, "figure.facecolor": "white", "figure.constrained_layout.use": True,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+        "svg.hashsalt": "course",
+    })  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Source of the library, as it is: lessons show it and never re-type it."""
+
+    title: str
+    text: str
+    lit: tuple[str, ...] = ()
+    folded: bool = False
+
+    def __repr__(self) -> str:
+        if self.folded:
+            return f"{self.title} (folded)"
+        return "\n".join(f"{'>' if self._is_lit(line) else ' '} {line}" for line in self.text.splitlines())
+
+    def _repr_html_(self) -> str:
+        mark = "background:#ffd54f;color:#000;font-weight:bold"
+        lines = [
+            f"<span style='{mark}'>&gt; {html.escape(line)}</span>" if self._is_lit(line) else f"  {html.escape(line)}"
+            for line in self.text.splitlines()
+        ]
+        code = f"<pre style='line-height:1.35'>{chr(10).join(lines)}</pre>"
+        summary = f"<summary>{html.escape(self.title)}</summary>"
+        return f"<details{'' if self.folded else ' open'}>{summary}{code}</details>"
+
+    def _is_lit(self, line: str) -> bool:
+        return any(word in line for word in self.lit)
+
+
+def page(*lit: str) -> Listing:
+    """`train_ppo`, with the lines lit that hold any of these words."""
+    from ..algorithms.ppo import train_ppo
+
+    return Listing("rlhf_lib.algorithms.ppo.train_ppo", _body(train_ppo), lit)
+
+
+def source(function: Callable, *lit: str) -> Listing:
+    """The library's own function, folded: open it once your own has passed, or when you want to."""
+    return Listing(f"{function.__module__}.{function.__qualname__}", _body(function), lit, folded=True)
+
+
+@dataclass(frozen=True)
+class TinyLesson:
+    """The tiny world as lessons use it: 64 posts, and the recorded rollout of the shipped SFT model on them."""
+
+    world: TinyTLDR
+    rollout: Rollout
+
+    @property
+    def tokenizer(self):
+        return self.world.tokenizer
+
+    @cached_property
+    def posts(self) -> list[Post]:
+        """Post b is the one of row b of the rollout."""
+        return self.world.posts("rollout", len(self.rollout.tokens))
+
+    def words(self, row: int) -> list[str]:
+        """The tokens of a row as text, padding included."""
+        return [self.tokenizer.decode([token]) for token in self.rollout.tokens[row].tolist()]
+
+    def response(self, row: int) -> str:
+        """What the policy wrote in a row, its EOS included."""
+        start, end = int(self.rollout.prompt_lengths[row]), int(self.rollout.sequence_lengths[row])
+        return self.tokenizer.decode(self.rollout.tokens[row, start:end])
+
+
+def tiny() -> TinyLesson:
+    """The world and the rollout that ship with the course."""
+    from ..pipeline.assets import load_rollout
+
+    return TinyLesson(TinyTLDR(0), load_rollout())
+
+
+def sft_model():
+    """The shipped SFT policy."""
+    return _load("load_policy", "sft")
+
+
+def reward_model():
+    """The shipped reward model."""
+    return _load("load_scorer", "reward_model")
+
+
+def _load(loader: str, name: str):
+    from ..engine import models
+    from ..worlds.tiny_tldr.world import ASSETS
+    from .short_runs import hide_loading_bars
+
+    hide_loading_bars()
+    return getattr(models, loader)(ASSETS / name)
+
+
+def _body(function: Callable) -> str:
+    return textwrap.dedent(inspect.getsource(function)).rstrip()

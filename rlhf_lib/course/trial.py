@@ -1,0 +1,115 @@
+"""A short PPO run with the learner's functions beside the same run with the library's: do they train?"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+
+from tqdm.auto import tqdm
+
+from ..algorithms.parts import Parts
+from ..algorithms.ppo_config import PPOConfig
+from . import answers
+from .exercises import by_name, of_lesson
+from .sandbox import instead_of
+from .short_runs import SHORT, short_run
+
+SHOWN = {"gold": "gold score, at most 4", "score": "reward model's score", "kl_per_sequence": "KL, nats a summary"}
+CLOSE = 1e-3  # metrics of the first update; later ones may part by a token, where rounding decides a draw
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Both runs' metrics, and how often each of the learner's functions was called."""
+
+    calls: dict[str, int]
+    yours: list[dict]
+    library: list[dict]
+
+    @property
+    def first_update_agrees(self) -> bool:
+        """Whether every metric of the first update is the library's."""
+        mine, theirs = self.yours[0], self.library[0]
+        return all(abs(mine[name] - theirs[name]) <= CLOSE * max(1.0, abs(theirs[name])) for name in theirs)
+
+    def __repr__(self) -> str:
+        called = ", ".join(f"{name} {count} times" for name, count in self.calls.items())
+        first = "is" if self.first_update_agrees else "is NOT"
+        return (
+            f"{len(self.yours)} PPO updates with your functions. Called: {called}.\n"
+            f"Your first update {first} the library's."
+        )
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        return {"text/plain": repr(self), "image/png": base64.b64encode(self.picture()).decode()}
+
+    def picture(self) -> bytes:
+        """Both runs' curves, as a PNG."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(10, 2.8), layout="constrained")
+        for axes, (name, label) in zip(figure.subplots(1, len(SHOWN)), SHOWN.items(), strict=True):
+            axes.plot([step[name] for step in self.library], "-", linewidth=5, alpha=0.35, label="library")
+            axes.plot([step[name] for step in self.yours], "--o", markersize=4, label="yours")
+            axes.set(xlabel="PPO update", title=label)
+            axes.legend()
+        page = io.BytesIO()
+        figure.savefig(page, format="png", dpi=80, facecolor="white")
+        return page.getvalue()
+
+
+@dataclass(frozen=True)
+class NothingToTrainWith:
+    """What a trial says before any answer has passed."""
+
+    lesson: str
+
+    def __repr__(self) -> str:
+        return f"No answer to {self.lesson} has passed its check yet. One is enough: then run this cell again."
+
+
+def train_with(lesson: str, config: PPOConfig = SHORT, *, seed: int = 0) -> Trial | NothingToTrainWith:
+    """Train with the answers to a lesson that have passed, and once more with the library's functions.
+
+    raises  KeyError for a lesson without exercises
+    """
+    if not of_lesson(lesson):
+        raise KeyError(f"there is no lesson {lesson!r} with exercises")
+    mine = answers.load(lesson)
+    return trial(mine, config, seed=seed) if mine else NothingToTrainWith(lesson)
+
+
+def trial(mine: Mapping[str, Callable], config: PPOConfig = SHORT, *, seed: int = 0) -> Trial:
+    """The same short run twice, with the functions given by name and with the library's."""
+    calls: Counter[str] = Counter({name: 0 for name in mine})
+    with in_use({name: _counted(name, function, calls) for name, function in mine.items()}) as parts:
+        yours = list(_shown("yours", short_run(parts, config, seed=seed), config.updates))
+    library = list(_shown("library", short_run(Parts(), config, seed=seed), config.updates))
+    return Trial(dict(calls), yours, library)
+
+
+@contextmanager
+def in_use(mine: Mapping[str, Callable]) -> Iterator[Parts]:
+    """The parts with these functions in their slots; those without a slot stand in for the library's meanwhile."""
+    slots = {field.name for field in fields(Parts)}
+    with instead_of({by_name(name).library: function for name, function in mine.items()}):
+        yield replace(Parts(), **{name: function for name, function in mine.items() if name in slots})
+
+
+def _counted(name: str, function: Callable, calls: Counter[str]) -> Callable:
+    @functools.wraps(function)
+    def counted(*args: object, **hyper: object) -> object:
+        calls[name] += 1
+        return function(*args, **hyper)
+
+    function.__globals__[name] = counted  # for the learner's other functions, which call it by its name
+    return counted
+
+
+def _shown(whose: str, steps: Iterator[dict], total: int) -> Iterator[dict]:
+    return tqdm(steps, total=total, desc=whose, leave=False)
