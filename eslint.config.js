@@ -19,7 +19,7 @@ export default [
       "no-undef": "error",
       "no-unreachable": "error",
       "no-unused-vars": "error",
-      "no-use-before-define": ["error", { functions: false }],
+      "no-use-before-define": ["error", { functions: false, variables: false }],
       "no-var": "error",
       "prefer-const": "error",
       // text must reach the page as text, and nothing may be fetched

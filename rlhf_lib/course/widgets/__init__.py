@@ -21,5 +21,6 @@ To write another one:
 """
 
 from .instrument import Instrument
+from .microscope import alignment_microscope
 
-__all__ = ["Instrument"]
+__all__ = ["Instrument", "alignment_microscope"]

@@ -58,19 +58,21 @@ class Instrument(anywidget.AnyWidget):
 
 def html_table(caption: str, head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
     """A plain table; the first cell of each row is its header. Every text is escaped."""
-    return "\n".join(
-        [
-            "<table>",
-            f"<caption>{escape(caption)}</caption>",
-            f"<thead>{_html_row(head, every_cell_is_head=True)}</thead>",
-            "<tbody>",
-            *(_html_row(row) for row in rows),
-            "</tbody>",
-            "</table>",
-        ]
-    )
+    parts = [
+        "<table>",
+        f"<caption>{escape(caption)}</caption>",
+        f"<thead><tr>{''.join(_html_cell('th', cell) for cell in head)}</tr></thead>",
+        "<tbody>",
+        *(_html_row(*row) for row in rows),
+        "</tbody>",
+        "</table>",
+    ]
+    return "\n".join(parts)
 
 
-def _html_row(cells: Iterable[object], every_cell_is_head: bool = False) -> str:
-    names = ("th" if every_cell_is_head or place == 0 else "td" for place, _ in enumerate(cells := list(cells)))
-    return "<tr>" + "".join(f"<{name}>{escape(str(cell))}</{name}>" for name, cell in zip(names, cells)) + "</tr>"
+def _html_row(head: object, *cells: object) -> str:
+    return f"<tr>{_html_cell('th', head)}{''.join(_html_cell('td', cell) for cell in cells)}</tr>"
+
+
+def _html_cell(tag: str, text: object) -> str:
+    return f"<{tag}>{escape(str(text))}</{tag}>"

@@ -39,14 +39,16 @@ def _plain_float(x: float) -> float | str:
 
 
 def show(x: float | str, digits: int = 3) -> str:
-    """A number as the page shows it: rounded as JavaScript's `toFixed` does, tiny ones with an exponent."""
+    """A number as the page shows it: rounded as JavaScript's `toFixed` does, tiny ones with an exponent, 0 as 0."""
     x = float(x)
+    if x == 0:
+        return "0"
     if math.isnan(x):
         return "NaN"
     if math.isinf(x):
         return "∞" if x > 0 else "−∞"
     size = abs(x)
-    if 0 < size < 0.5 * 10**-digits:
+    if size < 0.5 * 10**-digits:
         text = f"{size:.0e}".replace("e-0", "e-")
     elif size >= 1e6:
         text = f"{size:.1e}".replace("e+0", "e+")

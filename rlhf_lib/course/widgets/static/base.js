@@ -9,6 +9,7 @@ export const numbers = (list) => list.map(number);
 /** A number as the page shows it; `show` in plain.py writes the same. */
 export function show(x, digits = 3) {
   if (Number.isNaN(x)) return "NaN";
+  if (x === 0) return "0";
   const sign = x < 0 ? "−" : "";
   const size = Math.abs(x);
   if (size === Infinity) return `${sign}∞`;
