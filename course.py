@@ -13,7 +13,6 @@ With the tested versions of everything:  PIP_CONSTRAINT=constraints.txt python3 
 import hashlib
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +26,7 @@ PACKAGE = ".[test]"
 
 JOBS = {
     "run": ["-m", "rlhf_lib", "run", "--preset", "tiny", "--out", "runs/tiny", "--resume"],
-    "lab": ["-m", "jupyterlab", "--LabApp.app_settings_dir=.lab", "--LabApp.default_url=/lab/tree/README.md"],
+    "lab": ["-m", "rlhf_lib", "lab"],
     "test": ["-m", "pytest", "--nbval", "-q"],
     "install": None,
 }
@@ -110,15 +109,6 @@ def install():
     say("installed")
 
 
-def copy_exercises(source, target):
-    """Gives the learner a copy of each exercise to work in; never touches one that is already there."""
-    target.mkdir(exist_ok=True)
-    for notebook in sorted(source.glob("*.ipynb")):
-        if not (target / notebook.name).exists():
-            shutil.copyfile(notebook, target / notebook.name)
-            say(f"copied {source.name}/{notebook.name} to {target.name}/")
-
-
 def report_of(args):
     """Where `run` writes its report, given the user's own arguments: the last --out counts."""
     out = "runs/tiny"
@@ -161,8 +151,6 @@ def main(argv):
         return 130
     if JOBS[job] is None:
         return 0
-    if job == "lab":
-        copy_exercises(ROOT / "exercises", ROOT / "my_work")
     status = call([str(PYTHON), *JOBS[job], *args])
     if job == "run" and status == 0 and report_of(args).is_file():
         say(f"open the report in a browser: {report_of(args)}")

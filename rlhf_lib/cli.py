@@ -94,9 +94,23 @@ def notebooks(
     With --check the exit status is 1 if something is out of date, with --execute if a notebook failed; a notebook
     that failed is left as it was.
     """
+    from .course.notebooks.shelf import require
+
+    require("nbformat", "nbclient", "ipykernel")
     from .course.notebooks import command
 
     raise typer.Exit(command.notebooks(names, check, execute))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def lab(context: typer.Context) -> None:
+    """Open the lessons in JupyterLab. Exercises that my_work/ lacks are copied there; what is there stays as it is.
+
+    Further arguments go to jupyter lab, e.g. --no-browser or --port=9000.
+    """
+    from .course.lab import open_lab
+
+    open_lab(context.args)
 
 
 def main() -> None:

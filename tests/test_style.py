@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "algorithms": ("maths", "engine", *SHARED_BY_ALGORITHMS),
     "pipeline": ("maths", "engine", "worlds", "algorithms", "pipeline"),
     "pipeline.errors": (),
-    "cli": ("pipeline",),
+    "course": ("maths", "engine", "worlds", "algorithms", "pipeline", "course"),
+    "cli": ("pipeline", "course"),
     "__main__": ("cli",),
     "__init__": (),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 from dataclasses import dataclass
@@ -85,6 +86,13 @@ def find_shelf() -> Shelf:
         if all((folder / mark).exists() for mark in MARKS):
             return Shelf(folder)
     raise UserError(f"{here} is not a checkout of the course: clone the repository and call this in its folder")
+
+
+def require(*modules: str) -> None:
+    """UserError if one of these cannot be imported: the command line works without the extra for notebooks."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UserError(f'{missing[0]} is not installed: python -m pip install -e ".[notebook]" brings it')
 
 
 def replace_text(path: Path, text: str) -> None:
