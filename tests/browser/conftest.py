@@ -7,8 +7,6 @@ import pytest
 
 from . import lab as jupyter
 
-pytest.register_assert_rewrite("tests.browser.lab")
-
 
 def pytest_collection_modifyitems(items):
     """Without a browser, or without what drives it, the tests of this folder are skipped, and say why."""

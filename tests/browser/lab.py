@@ -24,7 +24,10 @@ START_SECONDS, STEP_MS, RUN_MS = 120, 10_000, 180_000
 CHROMIUM = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
             "--disable-background-networking", "--disable-component-update", "--disable-sync")  # fmt: skip
 SETTINGS = {
-    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},  # else a pop-up covers the page
+    "apputils-extension/notification": {
+        "fetchNews": "false",
+        "checkForUpdates": False,
+    },  # else a pop-up covers the page
     "notebook-extension/tracker": {"windowingMode": "none"},  # else cells out of view are not in the page
 }
 NOT_OURS = ("favicon", "extension", "Source map")
@@ -145,7 +148,8 @@ class Notebook:
         self.page.set_default_timeout(STEP_MS)
         errors = self.page.evaluate(
             """() => jupyterapp.shell.currentWidget.content.model.sharedModel.cells.flatMap((cell, i) =>
-                (cell.outputs || []).filter(o => o.output_type === 'error').map(o => `cell ${i}: ${o.ename}: ${o.evalue}`))"""
+                (cell.outputs || []).filter(output => output.output_type === 'error')
+                    .map(error => `cell ${i}: ${error.ename}: ${error.evalue}`))"""
         )
         assert not errors, errors
 
@@ -162,6 +166,13 @@ class Notebook:
             }""",
             source,
         )
+
+    def wait_for_python(self, source: str, wanted: str) -> None:
+        """Until the line prints this: a control's message to the kernel may wait for the one before it."""
+        deadline = time.monotonic() + STEP_MS / 1000
+        while (printed := self.run_python(source).strip()) != wanted and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert printed == wanted
 
     def widget(self, title: str, nth: int = 0):
         """The instrument with this title, scrolled into view."""

@@ -135,6 +135,9 @@ export function bar(value, scale) {
 
 // ------------------------------------------------------------------------------------------------------ the instrument
 
+/** Else JupyterLab takes the arrow keys, and "d d" deletes the cell. It looks for this on the very element in focus. */
+const keepKeys = (event) => event.target.setAttribute("data-lm-suppress-shortcuts", "true");
+
 /**
  * An anywidget module. `build({root, data, view, change})` puts the instrument into `root` and returns the function that
  * brings it up to date. `data()` and `view()` are the state, `change({...})` sets some of `view`, here and in Python.
@@ -142,8 +145,7 @@ export function bar(value, scale) {
 export function instrument(title, build) {
   return {
     render({ model, el }) {
-      // else JupyterLab takes the arrow keys, and "d d" deletes the cell
-      const root = make("section", { class: "rlhf", "aria-label": title, "data-lm-suppress-shortcuts": "true" });
+      const root = make("section", { class: "rlhf", "aria-label": title, onfocusin: keepKeys });
       el.append(root);
       const change = (part) => {
         model.set("view", { ...model.get("view"), ...part });
