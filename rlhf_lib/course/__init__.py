@@ -1,12 +1,18 @@
 """What stands around the library for whoever learns with it: exercises, checks, hints, progress, widgets.
 
-In a notebook: `from rlhf_lib.course import check, hint, progress, train_with`.
+In a notebook: `from rlhf_lib.course import check, hint, predicted, progress, train_with`.
 """
 
 from __future__ import annotations
 
-_HOMES = {"check": "checking", "hint": "journal", "progress": "journal", "train_with": "trial"}
-__all__ = ["check", "hint", "progress", "train_with"]
+_HOMES = {
+    "check": "checking",
+    "hint": "journal",
+    "predicted": "prediction",
+    "progress": "journal",
+    "train_with": "trial",
+}
+__all__ = ["check", "hint", "predicted", "progress", "train_with"]
 
 
 def __getattr__(name: str) -> object:

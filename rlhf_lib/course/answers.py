@@ -8,7 +8,7 @@ from pathlib import Path
 
 from . import sandbox
 from .exercises import PREAMBLES, by_name, of_lesson
-from .work import set_aside, work_folder, write_text
+from .work import move_aside, set_aside, work_folder, write_text
 
 
 def keep(name: str, source: str) -> str:
@@ -33,8 +33,8 @@ def sources_of(lesson: str) -> dict[str, str]:
     text = path.read_text(encoding="utf-8")
     try:
         tree = ast.parse(text)
-    except SyntaxError:
-        set_aside(path)  # edited by hand until it broke: kept, but it cannot be used
+    except SyntaxError as error:  # edited by hand until it broke
+        move_aside(path, f"line {error.lineno}: {error.msg}")
         return {}
     found = {node.name: _segment(text, node) for node in tree.body if isinstance(node, ast.FunctionDef)}
     return {exercise.name: found[exercise.name] for exercise in of_lesson(lesson) if exercise.name in found}

@@ -35,7 +35,7 @@ check = Checks()
 def check_answer(exercise: Exercise, function: Callable) -> Verdict:
     """Judge the function's source on its own; keep it if it passes, and note the try."""
     name = exercise.name
-    if getattr(function, "__module__", "").startswith("rlhf_lib"):
+    if str(getattr(function, "__module__", "")).startswith("rlhf_lib"):
         return _error(name, "That is the library's own function: the exercise is to write it yourself.")
     try:
         source = sandbox.source_of(function)
@@ -66,8 +66,8 @@ def judge(exercise: Exercise, function: Callable) -> Verdict:
 
 
 def known_mistake(exercise: Exercise, function: Callable) -> Twin | None:
-    """The twin that shows the same as the function on every single case."""
-    seen = [observe(function, case) for case in exercise.sorted_cases]
+    """The twin that shows the same as the function on every case, those aside that are there to be refused."""
+    seen = [observe(function, case) for case in _accepted(exercise.name)]
     for twin, shown in _shown_by_twins(exercise.name):
         if all(one.agrees_with(other) for one, other in zip(seen, shown, strict=True)):
             return twin
@@ -76,14 +76,19 @@ def known_mistake(exercise: Exercise, function: Callable) -> Twin | None:
 
 @cache
 def _expected(name: str) -> list[tuple[Case, Observation]]:
+    """The smallest first; last those whose arguments have to be refused."""
     exercise = by_name(name)
-    return [(case, expect(exercise.specification, case)) for case in exercise.sorted_cases]
+    pairs = [(case, expect(exercise.specification, case)) for case in exercise.sorted_cases]
+    return sorted(pairs, key=lambda pair: pair[1].error is not None)
+
+
+def _accepted(name: str) -> list[Case]:
+    return [case for case, expected in _expected(name) if expected.error is None]
 
 
 @cache
 def _shown_by_twins(name: str) -> list[tuple[Twin, list[Observation]]]:
-    exercise = by_name(name)
-    return [(twin, [observe(twin.answer, case) for case in exercise.sorted_cases]) for twin in exercise.twins]
+    return [(twin, [observe(twin.answer, case) for case in _accepted(name)]) for twin in by_name(name).twins]
 
 
 def _error(name: str, says: str) -> Verdict:
@@ -114,6 +119,8 @@ def _explain(
 
 
 def _what_happened(exercise: Exercise, expected: Observation, seen: Observation) -> tuple[str, tuple[str, ...]]:
+    if expected.error is not None and isinstance(seen.error, Exception):
+        return f"These arguments should be refused with a ValueError; it raised {type(seen.error).__name__}.", ()
     if seen.error is not None:
         return _of_error(exercise, seen.error)
     if seen.changed:
@@ -130,6 +137,8 @@ def _what_happened(exercise: Exercise, expected: Observation, seen: Observation)
 
 def _difference(name: str, right: Tensor | str, got: Tensor | str) -> str:
     """In words how two findings differ; "" if they do not."""
+    if isinstance(right, str):
+        return "" if right == got else "It accepts arguments that it should refuse with a ValueError."
     if isinstance(got, str):
         if got == "None":
             return "It returns None: is the `return` missing?"

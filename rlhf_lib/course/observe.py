@@ -83,7 +83,10 @@ def observe(function: Callable, case: Case) -> Observation:
 
 def expect(specification: Callable, case: Case) -> Observation:
     """What a right answer shows: the specification's results, and its gradients by central differences."""
-    found = named_results(bind(specification, case.arguments))
+    try:
+        found = named_results(bind(specification, case.arguments))
+    except ValueError as error:  # arguments that have to be refused
+        return Observation({"result": f"raised {type(error).__name__}"}, error)
     weights = _weights(found)
 
     def total(arguments: Mapping[str, object]) -> float:

@@ -97,7 +97,7 @@ def trial(mine: Mapping[str, Callable], config: PPOConfig = SHORT, *, seed: int 
 def in_use(mine: Mapping[str, Callable]) -> Iterator[Parts]:
     """The parts with these functions in their slots; those without a slot stand in for the library's meanwhile."""
     slots = {field.name for field in fields(Parts)}
-    with instead_of({by_name(name).library: function for name, function in mine.items()}):
+    with instead_of({by_name(name).library: function for name, function in mine.items() if name not in slots}):
         yield replace(Parts(), **{name: function for name, function in mine.items() if name in slots})
 
 

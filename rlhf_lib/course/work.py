@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import warnings
 from datetime import datetime
 from pathlib import Path
 
@@ -41,14 +42,22 @@ def set_aside(path: Path) -> Path:
     return kept
 
 
+def move_aside(path: Path, why: str) -> None:
+    """The same for a file that cannot be read any more; whoever is working is told."""
+    kept = set_aside(path)
+    path.unlink()
+    place = kept.relative_to(path.parent).as_posix()
+    warnings.warn(f"{path.name} cannot be read ({why}); it is now {place}, and a new one is begun", stacklevel=2)
+
+
 def read_json(path: Path) -> dict:
-    """The content, or {} where there is none; a damaged file is set aside, not lost."""
+    """The content, or {} where there is none; a damaged file is moved aside, not lost."""
     if not path.exists():
         return {}
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        set_aside(path)
+    except json.JSONDecodeError as error:
+        move_aside(path, str(error))
         return {}
 
 

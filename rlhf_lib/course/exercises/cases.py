@@ -75,6 +75,22 @@ def of_every_shape() -> list[tuple[str, Tensors]]:
     return found
 
 
+def as_wide_as_actions() -> list[tuple[str, Tensors]]:
+    """Cases that have to be refused: values without their last column, in short rows and in the shortest."""
+    found = []
+    for lengths in ([(1, 1), (1, 1)], [(2, 3), (1, 1)]):
+        tensors = ragged_case(lengths, seed=11)
+        narrow = {name: tensors[name][:, 1:] for name in STATE_INDEXED}
+        found.append(("values as wide as the actions, where they should be one wider", {**tensors, **narrow}))
+    return found
+
+
+def refuse_other_widths(per_state: Tensor, per_action: Tensor) -> None:
+    """raises  ValueError unless the first is exactly one wider"""
+    if per_state.shape[1] != per_action.shape[1] + 1:
+        raise ValueError(f"{tuple(per_state.shape)} is not one wider than {tuple(per_action.shape)}")
+
+
 def rows_of(mask: Tensor) -> list[list[int]]:
     """For each row of a mask, the places that count."""
     return [[place for place, counts in enumerate(row) if counts] for row in mask.tolist()]

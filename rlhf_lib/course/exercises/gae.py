@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from ...maths import advantages
 from ..exercise import Case, Exercise, Twin
-from .cases import of_every_shape, rows_of
+from .cases import as_wide_as_actions, of_every_shape, refuse_other_widths, rows_of
 
 PREAMBLE = """
 import torch
@@ -25,6 +25,7 @@ from rlhf_lib.maths.shapes import ActionMask, PerAction, PerState
 
 def td_errors_specification(values: Tensor, rewards: Tensor, action_mask: Tensor, *, gamma: float) -> Tensor:
     """One choice at a time; what follows the last one is worth 0."""
+    refuse_other_widths(values, rewards)
     found = torch.zeros_like(rewards)
     for row, places in enumerate(rows_of(action_mask)):
         for t in places:
@@ -47,6 +48,7 @@ def gae_specification(values: Tensor, rewards: Tensor, action_mask: Tensor, *, g
 
 def returns_specification(advantages: Tensor, values: Tensor, action_mask: Tensor) -> Tensor:
     """A_t + V_t where something was chosen."""
+    refuse_other_widths(values, advantages)
     found = torch.zeros_like(advantages)
     for row, places in enumerate(rows_of(action_mask)):
         for t in places:
@@ -64,7 +66,7 @@ def _cases(names: tuple[str, ...], *hyper: dict[str, float]) -> Callable[[], lis
         settings = hyper or ({},)
         return [
             Case(label, {**{name: tensors[name] for name in names}, **settings[number % len(settings)]})
-            for number, (label, tensors) in enumerate(of_every_shape() * len(settings))
+            for number, (label, tensors) in enumerate([*of_every_shape() * len(settings), *as_wide_as_actions()])
         ]
 
     return make
