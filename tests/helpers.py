@@ -276,6 +276,18 @@ def clip_fraction_spec(log_probs, old_log_probs, advantages, action_mask, *, cli
     return per_action(action_mask, is_clipped)
 
 
+def step_zero_spec(log_probs, old_log_probs, ref_log_probs, sampler_log_probs, action_mask):
+    """Three lists of Python floats, then the mean of one and the largest of the others."""
+    kl, ratio_error, gap = [], [], []
+    for row, t in action_mask.nonzero().tolist():
+        old = float(old_log_probs[row, t])
+        kl.append(abs(old - float(ref_log_probs[row, t])))
+        ratio_error.append(abs(math.exp(float(log_probs[row, t]) - old) - 1))
+        gap.append(abs(float(sampler_log_probs[row, t]) - old))
+    return dict(kl_before_first_update=sum(kl) / len(kl), ratio_error_before_first_update=max(ratio_error),
+                sampler_forward_gap=max(gap))  # fmt: skip
+
+
 def value_loss_spec(values, old_values, returns, action_mask, *, clip):
     """By cases: within `clip` of the old value the plain error counts, beyond it the larger of two errors."""
 

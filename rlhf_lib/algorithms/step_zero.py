@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..engine.batching import in_micro_batches
-from ..maths.losses import log_ratio
+from ..maths.diagnostics import step_zero_gaps
 from ..maths.records import Rollout
 from .parts import Parts
 from .ppo_config import PPOConfig
@@ -34,13 +34,10 @@ LIMITS = {
 
 
 def assert_step_zero(policy: nn.Module, rollout: Rollout, config: PPOConfig, parts: Parts) -> dict[str, float]:
-    """The three numbers, or StepZeroError naming the one that is off and where to look.
+    """The numbers of `step_zero_gaps`, or StepZeroError naming the one that is off and where to look.
 
-    kl_before_first_update           mean |log policy - log reference| of an action: bounds the k1 estimate of the KL
-    ratio_error_before_first_update  max |ratio - 1| between a forward pass with gradients and the rollout's
-    sampler_forward_gap              max |log-prob seen by the sampler - log-prob of the forward pass|
+    For the ratio the policy scores once more, with gradients and as it is about to train.
     """
-    mask = rollout.action_mask
 
     def score_for_training(texts: Rollout) -> tuple[Tensor, ...]:
         log_probs, _ = parts.score_actions(
@@ -49,12 +46,10 @@ def assert_step_zero(policy: nn.Module, rollout: Rollout, config: PPOConfig, par
         return (log_probs.detach(),)
 
     (log_probs,) = in_micro_batches(score_for_training, rollout, config.micro_batch_size)
-    ratio = log_ratio(log_probs, rollout.old_log_probs, mask).exp()
-    found = dict(
-        kl_before_first_update=float((rollout.old_log_probs - rollout.ref_log_probs).abs()[mask].mean()),
-        ratio_error_before_first_update=float((ratio - 1).abs().max()),
-        sampler_forward_gap=float((rollout.sampler_log_probs - rollout.old_log_probs).abs()[mask].max()),
+    gaps = step_zero_gaps(
+        log_probs, rollout.old_log_probs, rollout.ref_log_probs, rollout.sampler_log_probs, rollout.action_mask
     )
+    found = {name: float(gap) for name, gap in gaps.items()}
     for name, (limit, where_to_look) in LIMITS.items():
         if not found[name] < limit:
             raise StepZeroError(f"{name} is {found[name]:.3g} but must be below {limit:g}: {where_to_look}")

@@ -7,7 +7,7 @@ import torch
 from .alignment import check_one_wider, check_same_actions, values_before
 from .kl import kl_k3
 from .losses import log_ratio
-from .masking import keep, masked_var
+from .masking import keep, masked_mean, masked_var
 from .shapes import ActionMask, PerAction, PerState, Scalar
 
 
@@ -27,6 +27,31 @@ def clip_fraction(
     ratio = log_ratio(log_probs, old_log_probs, action_mask).exp()
     is_clipped = -advantages * ratio.clamp(1 - clip, 1 + clip) > -advantages * ratio
     return keep(is_clipped.to(ratio.dtype), action_mask)
+
+
+def step_zero_gaps(
+    log_probs: PerAction,
+    old_log_probs: PerAction,
+    ref_log_probs: PerAction,
+    sampler_log_probs: PerAction,
+    action_mask: ActionMask,
+) -> dict[str, Scalar]:
+    """Three numbers that are 0, up to rounding, before the first update. Any two can be 0 while the third is not.
+
+    log_probs  [B, T-1] nats, of the policy as it trains; `old_` as it scored the rollout, `sampler_` as it drew it,
+               `ref_` of the reference
+    returns    kl_before_first_update           mean |old - ref|, in nats: bounds the k1 estimate of the KL
+               ratio_error_before_first_update  max |ratio - 1|, with ratio = pi / pi_old as in the loss
+               sampler_forward_gap              max |sampler - old|, in nats
+    raises     ValueError unless all have one shape
+    """
+    check_same_actions(log_probs, old_log_probs, ref_log_probs, sampler_log_probs, action_mask)
+    ratio = log_ratio(log_probs, old_log_probs, action_mask).exp()
+    return dict(
+        kl_before_first_update=masked_mean((old_log_probs - ref_log_probs).abs(), action_mask),
+        ratio_error_before_first_update=(ratio - 1).abs().max(),
+        sampler_forward_gap=keep((sampler_log_probs - old_log_probs).abs(), action_mask).max(),
+    )
 
 
 def explained_variance(values: PerState, returns: PerAction, action_mask: ActionMask) -> Scalar:

@@ -440,6 +440,24 @@ def check_clip_fraction(fn: Callable) -> None:
     helpers.assert_refuses_mixed_widths(fn, names, clip=CLIP)
 
 
+def check_step_zero_gaps(fn: Callable) -> None:
+    """By hand and against loops over the rows; the worst action decides two of them, and no term cancels another."""
+    names = ("log_probs", "old_log_probs", "ref_log_probs", "rewards", "action_mask")  # rewards: any numbers
+    # old - ref is 1 and -2 where it counts; ratios 2 and 1/4, so the errors are 1 and 3/4; sampler off by -3 and 1
+    by_hand = fn(floats([math.log(2), -math.log(4), 9]), floats([0, 0, 5]), floats([-1, 2, 7]),
+                 floats([-3, 1, 8]), bools("xx."))  # fmt: skip
+    expected = dict(kl_before_first_update=1.5, ratio_error_before_first_update=1.0, sampler_forward_gap=3.0)
+    for found, wanted in [(by_hand, expected), *((call(fn, c, names), call(helpers.step_zero_spec, c, names))
+                                                 for c in CASES)]:  # fmt: skip
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert_close(found[name], torch.tensor(value, dtype=torch.float64))
+    for name in expected:
+        for case in CASES:
+            helpers.assert_reads_only_what_counts(lambda *args, of=name: fn(*args)[of], case, names)
+        helpers.assert_refuses_mixed_widths(lambda *args, of=name: fn(*args)[of], names)
+
+
 def check_explained_variance(fn: Callable) -> None:
     """scikit-learn's score of the counted entries; 1 if perfect, even shifted; 0 if constant; NaN if R is constant."""
     names = ("values", "returns", "action_mask")

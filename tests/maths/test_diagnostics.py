@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from rlhf_lib.maths.diagnostics import approx_kl, clip_fraction, explained_variance
+from rlhf_lib.maths.diagnostics import approx_kl, clip_fraction, explained_variance, step_zero_gaps
 from rlhf_lib.maths.kl import kl_k3
 from rlhf_lib.maths.losses import policy_loss
 from tests import helpers
@@ -14,7 +14,7 @@ from tests.maths.specifications import assert_meets_specification
 POLICY = ("log_probs", "old_log_probs", "advantages", "action_mask")
 
 
-@pytest.mark.parametrize("fn", [approx_kl, clip_fraction, explained_variance])
+@pytest.mark.parametrize("fn", [approx_kl, clip_fraction, explained_variance, step_zero_gaps])
 def test_specification(fn):
     assert_meets_specification(fn)
 

@@ -107,6 +107,14 @@ def of_ratio(estimate: Callable) -> Callable:
     return lambda new, old, mask: on(mask, estimate(on(mask, new - old)))
 
 
+def gaps_with(number: str, wrong: Callable) -> Callable:
+    """`step_zero_gaps` with one of its numbers made otherwise, from `wrong(new, old, ref, sampler, mask)`."""
+    return lambda *args: diagnostics.step_zero_gaps(*args) | {number: wrong(*args)}
+
+
+KL, RATIO, GAP = "kl_before_first_update", "ratio_error_before_first_update", "sampler_forward_gap"
+
+
 def cut(record, width: Callable):
     parts = {name: x if x.dim() == 1 else x[:, : width(name, x)] for name, x in vars(record).items()}
     return type(record)(**parts)
@@ -387,6 +395,20 @@ MUTANTS: dict[str, Mutants] = {
             -a * (new - old).exp().clamp(1 - clip, 1 + clip) > -a * (new - old).exp()
         ).double(),
     },
+    "step_zero_gaps": {
+        "terms cancel in the mean": gaps_with(KL, lambda new, old, ref, s, m: mean_of(old - ref, m)),
+        "KL of the policy in training": gaps_with(KL, lambda new, old, ref, s, m: mean_of((new - ref).abs(), m)),
+        "KL over padding": gaps_with(KL, lambda new, old, ref, s, m: on(m, (old - ref).abs()).mean()),
+        "the largest KL": gaps_with(KL, lambda new, old, ref, s, m: on(m, (old - ref).abs()).max()),
+        "ratio of the rollout with itself": gaps_with(RATIO, lambda new, old, ref, s, m: (on(m, old - old).exp() - 1).abs().max()),
+        "the ratio upside down": gaps_with(RATIO, lambda new, old, ref, s, m: (on(m, old - new).exp() - 1).abs().max()),
+        "only ratios above 1": gaps_with(RATIO, lambda new, old, ref, s, m: (on(m, new - old).exp() - 1).max()),
+        "log ratio": gaps_with(RATIO, lambda new, old, ref, s, m: on(m, new - old).abs().max()),
+        "masked after the exponential": gaps_with(RATIO, lambda new, old, ref, s, m: (((new - old).exp() - 1) * m).abs().max()),
+        "sampler against the policy in training": gaps_with(GAP, lambda new, old, ref, s, m: on(m, (s - new).abs()).max()),
+        "mean gap": gaps_with(GAP, lambda new, old, ref, s, m: mean_of((s - old).abs(), m)),
+        "gap without its sign": gaps_with(GAP, lambda new, old, ref, s, m: on(m, s - old).max()),
+    },
     "explained_variance": {
         "not centred": lambda v, r, m: 1 - mean_of((on(m, r) - on(m, v[:, :-1])) ** 2, m) / var_of(r, m),
         "value after": lambda v, r, m: 1 - var_of(r - v[:, 1:], m) / var_of(r, m),
@@ -453,6 +475,13 @@ UNGUARDED: dict[str, Mutants] = {
     "clip_fraction": {
         "broadcasts": clip_fraction_with(lambda r, a, clip: -a * r.clamp(1 - clip, 1 + clip) > -a * r)
     },
+    "step_zero_gaps": {
+        "broadcasts": lambda new, old, ref, sampler, m: dict(
+            kl_before_first_update=mean_of((old - ref).abs(), m),
+            ratio_error_before_first_update=(on(m, new - old).exp() - 1).abs().max(),
+            sampler_forward_gap=on(m, (sampler - old).abs()).max(),
+        )
+    },
     "explained_variance": {
         "broadcasts": lambda v, r, m: (
             1 - var_of(r - v[:, :-1], m) / torch.where(var_of(r, m) > 0, var_of(r, m), math.nan)
@@ -480,7 +509,11 @@ def blunt_mutants(right: Callable) -> Mutants:
     """Mistakes that any function can make. The last two are close to the truth: no sloppy tolerance lets them pass."""
 
     def after(change: Callable) -> Callable:
-        return lambda *args, **hyper: change(right(*args, **hyper))
+        def fn(*args, **hyper):
+            result = right(*args, **hyper)
+            return {name: change(x) for name, x in result.items()} if isinstance(result, dict) else change(result)
+
+        return fn
 
     return {
         "says 12345": after(lambda result: torch.full_like(result, 12345)),
