@@ -400,12 +400,18 @@ MUTANTS: dict[str, Mutants] = {
         "KL of the policy in training": gaps_with(KL, lambda new, old, ref, s, m: mean_of((new - ref).abs(), m)),
         "KL over padding": gaps_with(KL, lambda new, old, ref, s, m: on(m, (old - ref).abs()).mean()),
         "the largest KL": gaps_with(KL, lambda new, old, ref, s, m: on(m, (old - ref).abs()).max()),
-        "ratio of the rollout with itself": gaps_with(RATIO, lambda new, old, ref, s, m: (on(m, old - old).exp() - 1).abs().max()),
+        "ratio of the rollout with itself": gaps_with(
+            RATIO, lambda new, old, ref, s, m: (on(m, old - old).exp() - 1).abs().max()
+        ),
         "the ratio upside down": gaps_with(RATIO, lambda new, old, ref, s, m: (on(m, old - new).exp() - 1).abs().max()),
         "only ratios above 1": gaps_with(RATIO, lambda new, old, ref, s, m: (on(m, new - old).exp() - 1).max()),
         "log ratio": gaps_with(RATIO, lambda new, old, ref, s, m: on(m, new - old).abs().max()),
-        "masked after the exponential": gaps_with(RATIO, lambda new, old, ref, s, m: (((new - old).exp() - 1) * m).abs().max()),
-        "sampler against the policy in training": gaps_with(GAP, lambda new, old, ref, s, m: on(m, (s - new).abs()).max()),
+        "masked after the exponential": gaps_with(
+            RATIO, lambda new, old, ref, s, m: (((new - old).exp() - 1) * m).abs().max()
+        ),
+        "sampler against the policy in training": gaps_with(
+            GAP, lambda new, old, ref, s, m: on(m, (s - new).abs()).max()
+        ),
         "mean gap": gaps_with(GAP, lambda new, old, ref, s, m: mean_of((s - old).abs(), m)),
         "gap without its sign": gaps_with(GAP, lambda new, old, ref, s, m: on(m, s - old).max()),
     },
