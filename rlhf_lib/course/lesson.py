@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -55,6 +55,35 @@ class Listing:
 
     def _is_lit(self, line: str) -> bool:
         return any(word in line for word in self.lit)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under headings, as text and as HTML; numbers are rounded to `decimals`."""
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple, ...]
+    decimals: int = 2
+
+    def __repr__(self) -> str:
+        lines = [self.headings, *map(self._cells, self.rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        padded = [[f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)] for line in lines]
+        return "\n".join("  ".join(line) for line in padded)
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{html.escape(heading)}</th>" for heading in self.headings)
+        cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in self._cells(row)) for row in self.rows]
+        body = "".join(f"<tr>{row}</tr>" for row in cells)
+        return f"<table><tr>{head}</tr>{body}</table>"
+
+    def _cells(self, row: tuple) -> tuple[str, ...]:
+        return tuple(f"{cell:.{self.decimals}f}" if isinstance(cell, float) else str(cell) for cell in row)
+
+
+def table(*headings: str, rows: Iterable[Iterable], decimals: int = 2) -> Table:
+    """A table to end a cell with."""
+    return Table(headings, tuple(map(tuple, rows)), decimals)
 
 
 def page(*lit: str) -> Listing:
