@@ -49,7 +49,7 @@ class Listing:
             f"<span style='{mark}'>&gt; {html.escape(line)}</span>" if self._is_lit(line) else f"  {html.escape(line)}"
             for line in self.text.splitlines()
         ]
-        code = f"<pre style='line-height:1.35'>{chr(10).join(lines)}</pre>"
+        code = f"<pre style='line-height:1.35;font-family:monospace'>{chr(10).join(lines)}</pre>"
         summary = f"<summary>{html.escape(self.title)}</summary>"
         return f"<details{'' if self.folded else ' open'}>{summary}{code}</details>"
 
