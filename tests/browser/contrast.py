@@ -21,7 +21,7 @@ COLOURS = """
   };
   return [...root.querySelectorAll("*")].flatMap((element) => {
     const text = [...element.childNodes].filter((n) => n.nodeType === 3).map((n) => n.data).join("").trim();
-    const isField = element.matches("select, input[type=number]");
+    const isField = element.matches("select, input[type=number], input[type=text]");
     const style = getComputedStyle(element);
     const hidden = style.visibility === "hidden" || element.getClientRects().length === 0;
     if ((!text && !isField) || hidden) return [];

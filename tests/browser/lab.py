@@ -181,6 +181,14 @@ class Notebook:
         found.scroll_into_view_if_needed()
         return found
 
+    def set_view(self, widget, name: str, view: dict) -> None:
+        """`name.view = view` in Python, and wait until the page has heard of it."""
+        self.run_python(f"{name}.view = {view!r}")
+        deadline = time.monotonic() + STEP_MS / 1000
+        while (heard := widget.evaluate("root => root.state().view")) != view and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert heard == view
+
     def theme(self, name: str) -> None:
         """`Light` or `Dark`."""
         self.command("apputils:change-theme", theme=f"JupyterLab {name}")

@@ -13,6 +13,7 @@ from rlhf_lib.pipeline.assets import load_rollout
 
 from . import rollouts
 from .contrast import too_faint
+from .reading import says
 from .rollouts import NASTY
 
 SETTINGS = dict(kl_coef=0.3, gamma=0.9, lam=0.8)
@@ -55,10 +56,9 @@ def microscope(notebook):
     def get(nth: int):
         names = ("shipped", "nasty", "single", "wide")
         start = dict(row=0, functions="library", placement="eos", shift="none", whole=False, cell=None)
-        notebook.run_python(f"{names[nth]}.view = {start}")
         notebook.page.mouse.move(0, 0)
         widget = notebook.widget("Alignment microscope", nth)
-        widget.get_by_text("No cell is pointed at").wait_for()
+        notebook.set_view(widget, names[nth], start)
         return widget
 
     return get
@@ -128,8 +128,8 @@ def assert_shows(widget, rollout, row: int, placement: str, shift: str) -> None:
     for (name, t), text in page.items():
         if name in tracks:
             value = tracks[name][t]
-            right = {str(value)} if name.endswith("_mask") else {show(value - 4e-7), show(value), show(value + 4e-7)}
-            assert text in right, f"row {row}, {placement}, {shift}: {name}[{t}] shows {text}, not {value}"
+            right = text == str(value) if name.endswith("_mask") else says(text, value)
+            assert right, f"row {row}, {placement}, {shift}: {name}[{t}] shows {text}, not {value}"
             checked += 1
     assert checked > 9
 

@@ -20,7 +20,9 @@ To write another one:
    compares it with numbers computed in Python.
 """
 
+from .credit import gae_explorer
 from .instrument import Instrument
+from .masks import mask_explorer
 from .microscope import alignment_microscope
 
-__all__ = ["Instrument", "alignment_microscope"]
+__all__ = ["Instrument", "alignment_microscope", "gae_explorer", "mask_explorer"]

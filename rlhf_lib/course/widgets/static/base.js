@@ -146,6 +146,7 @@ export function instrument(title, build) {
   return {
     render({ model, el }) {
       const root = make("section", { class: "rlhf", "aria-label": title, onfocusin: keepKeys });
+      root.state = () => ({ data: model.get("data"), view: model.get("view") }); // to look at from the browser's console
       el.append(root);
       const change = (part) => {
         model.set("view", { ...model.get("view"), ...part });

@@ -336,7 +336,8 @@ class Microscope {
     const mine = this.row.differs(name, t);
     const kind = [TEXTS.includes(name) ? "rlhf-token" : "", name.endsWith("_mask") && text === "0" ? "off" : "", mine ? "differs" : ""];
     const label = `${name}[${t}] is ${text}${mine ? `, the library has ${show(this.row.library[name][t])}` : ""}`;
-    const cell = make("td", { class: kind.join(" ").trim(), text: mine ? `≠ ${text}` : text, "aria-label": label });
+    const cell = make("td", { class: kind.join(" ").trim(), text: mine ? `≠ ${text}` : text, "aria-label": label,
+      title: TEXTS.includes(name) ? text : null });
     cell.place = [name, t];
     this.cells.set(`${name} ${t}`, cell);
     return cell;
