@@ -56,7 +56,12 @@ def score_actions(
 ) -> tuple[PerAction, PerAction]:
     """Log-probability of each action and entropy of softmax(logits / temperature), in nats; 0 off the mask.
 
-    The head runs only where something was chosen, and in blocks: no tensor of [B, T, V] exists when V is large.
+    model        a causal language model; its body reads right-padded rows, its head turns states into logits
+    tokens       [B, T], action_mask [B, T-1] True where the policy chose `tokens[:, t+1]`
+    temperature  the one that was sampled with: the policy *is* softmax(logits / temperature)
+    entropy      from logits [..., V] to nats
+    returns      two tensors [B, T-1], float32 at least. The head runs only where something was chosen: no tensor of
+                 [B, T, V] ever exists
     """
     states = acting_states(hidden_states(model, tokens))[action_mask]
     actions = actions_of(tokens)[action_mask]
@@ -67,6 +72,7 @@ def score_actions(
         log_probs = logits.log_softmax(-1).gather(-1, actions[:, None]).squeeze(-1)
         return log_probs, entropy(logits)
 
+    # In blocks, since where V is large even the logits of the chosen places alone are too many.
     blocks = list(_in_blocks(score_block, states, actions, rows=max(1, LOGITS_AT_ONCE // head.weight.shape[0])))
     log_probs, entropies = (torch.cat(column) for column in zip(*blocks, strict=True))
     blank = torch.zeros(action_mask.shape, dtype=log_probs.dtype, device=log_probs.device)

@@ -37,6 +37,8 @@ def mutants(source: str) -> Iterator[tuple[str, str]]:
 def _changes(node: ast.AST) -> Iterator:
     if isinstance(node, ast.BinOp) and type(node.op) in SWAPPED:
         yield lambda n: _with(n, op=SWAPPED[type(n.op)]())
+        if isinstance(node.op, ast.Sub):
+            yield lambda n: _with(n, op=ast.Mult())
     if isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPPED:
         yield lambda n: _with(n, ops=[SWAPPED[type(n.ops[0])](), *n.ops[1:]])
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):

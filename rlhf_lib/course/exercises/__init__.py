@@ -7,9 +7,9 @@ from __future__ import annotations
 import difflib
 
 from ..exercise import Exercise
-from . import gae
+from . import gae, kl, masking
 
-MODULES = {"03_gae": gae}
+MODULES = {"01_masking": masking, "03_gae": gae, "04_kl_sanity": kl}
 PREAMBLES = {lesson: module.PREAMBLE for lesson, module in MODULES.items()}
 EXERCISES: dict[str, Exercise] = {
     exercise.name: exercise for module in MODULES.values() for exercise in module.EXERCISES
