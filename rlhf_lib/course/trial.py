@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..algorithms.parts import Parts
 from ..algorithms.ppo_config import PPOConfig
+from ..engine import models
 from . import answers
 from .exercises import by_name, of_lesson
 from .sandbox import instead_of
@@ -99,8 +100,10 @@ def in_use(mine: Mapping[str, Callable]) -> Iterator[Parts]:
     """The parts with these functions in their slots; those without a slot stand in for the library's meanwhile."""
     slots = {field.name: name for field in fields(Parts) for name in mine if field.default is by_name(name).library}
     others = {by_name(name).library: function for name, function in mine.items() if name not in slots.values()}
+    # The library's scorer never makes all logits, so it has no use for a function that takes them.
+    plain = {"score_actions": models.score_actions_from_logits} if "action_log_probs" in mine else {}
     with instead_of(others):
-        yield replace(Parts(), **{slot: mine[name] for slot, name in slots.items()})
+        yield replace(Parts(), **plain, **{slot: mine[name] for slot, name in slots.items()})
 
 
 def _counted(name: str, function: Callable, calls: Counter[str]) -> Callable:
