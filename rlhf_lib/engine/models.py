@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..maths import losses
-from ..maths.alignment import acting_states, actions_of
+from ..maths.alignment import acting_states, action_log_probs, actions_of
+from ..maths.masking import keep
 from ..maths.records import Texts
 from ..maths.shapes import ActionMask, PerAction, PerRow, PerState, Tokens
 
@@ -77,6 +78,20 @@ def score_actions(
     log_probs, entropies = (torch.cat(column) for column in zip(*blocks, strict=True))
     blank = torch.zeros(action_mask.shape, dtype=log_probs.dtype, device=log_probs.device)
     return blank.masked_scatter(action_mask, log_probs), blank.masked_scatter(action_mask, entropies)
+
+
+def score_actions_from_logits(
+    model: nn.Module,
+    tokens: Tokens,
+    action_mask: ActionMask,
+    *,
+    temperature: float,
+    entropy: Callable[[Tensor], Tensor] = losses.entropy,
+) -> tuple[PerAction, PerAction]:
+    """The same as `score_actions` the plain way, by all logits [B, T, V]: to read, and for small vocabularies."""
+    logits = model(input_ids=tokens, use_cache=False).logits.float() / temperature
+    log_probs = keep(action_log_probs(logits, tokens), action_mask)
+    return log_probs, keep(entropy(acting_states(logits)), action_mask)
 
 
 def state_values(critic: nn.Module, tokens: Tokens) -> PerState:
