@@ -23,6 +23,8 @@ EQUIVALENT: dict[str, set[str]] = {
     # what stands off the mask is selected away once more, in value and gradient
     "masked_var": {"distances = torch.where(mask, x - (mean if dim is None else mean.unsqueeze(dim)), 1.0)"},
     "whiten": {"x = torch.where(mask, x, 1.0)"},
+    # what stands for "nowhere" is any number below all places
+    "place_score": {"last = torch.where(action_mask, places, -2).amax(1, keepdim=True)"},
     # what replaces the infinity is multiplied by a probability of 0
     "entropy": {"finite = log_p.masked_fill(log_p == -torch.inf, 1.0)"},
 }
