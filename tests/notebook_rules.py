@@ -18,7 +18,6 @@ from rlhf_lib.course.notebooks.shelf import EXERCISES, LESSONS
 from rlhf_lib.course.notebooks.tidy import written
 
 ROOT = Path(__file__).parent.parent
-SHELVES_OF_FUNCTIONS = ("maths", "algorithms")
 CELLS, WORDS, WORDS_A_CELL, CODE_LINES, MEDIAN_CODE_LINES, BYTES, IGNORED = 45, 2500, 120, 25, 8, 1_000_000, 3
 IGNORE = "NBVAL_IGNORE_OUTPUT"
 IGNORE_TAG = "nbval-ignore-output"
@@ -182,13 +181,13 @@ def _texts(cell: NotebookNode) -> Iterator[str]:
 
 
 def builds_on_the_library(page: Page) -> Iterator[str]:
-    """A lesson imports what exists. It defines nothing under the name of a library function (a slow version is called
-    gae_loop, a wrong one by its mistake), and no function with a library function's body.
+    """A lesson imports what exists. It defines nothing under the name of a function of maths (a slow version is called
+    gae_loop, a wrong one by its mistake), and no function with the body of one of maths or algorithms.
     """
     if page.folder != LESSONS:
         return
-    bodies = {_body(function): function.name for function in library_functions()}
-    names = set(bodies.values())
+    names = {function.name for function in library_functions("maths")}
+    bodies = {_body(function): function.name for function in library_functions("maths", "algorithms")}
     for cell in page.code:
         for node in ast.walk(tree(cell)):
             if isinstance(node, ast.FunctionDef):
@@ -201,9 +200,9 @@ def builds_on_the_library(page: Page) -> Iterator[str]:
                 yield from (f"cell {cell.id}: defines {name}, which the library has" for name in named & names)
 
 
-def library_functions() -> Iterator[ast.FunctionDef]:
-    """The public functions of maths and algorithms, from their source."""
-    for shelf in SHELVES_OF_FUNCTIONS:
+def library_functions(*shelves: str) -> Iterator[ast.FunctionDef]:
+    """Public functions of the library, from their source."""
+    for shelf in shelves:
         for path in sorted((ROOT / "rlhf_lib" / shelf).glob("*.py")):
             for node in ast.parse(path.read_text(encoding="utf-8")).body:
                 if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
