@@ -119,7 +119,8 @@ def test_the_static_microscope():
     rollout, texts = rollouts.wide()
     rollout = rollout.select(torch.tensor([0, 60]))
     states, actions = tables(alignment_microscope(rollout, texts, gamma=0.9, lam=0.8, kl_coef=0.0, row=1))
-    assert states["position"] == [*map(str, range(70)), "⋯", "127"] and actions["actions"][-2:] == ["⋯", ""]
+    assert states["position"] == [*map(str, range(70)), "⋯", "127"]
+    assert actions["position"] == [*map(str, range(70)), "⋯", ""] and actions["actions"][-2:] == ["⋯", ""]
     rewards = torch.zeros_like(rollout.old_log_probs)
     rewards[1, 66] = rollout.scores[1]  # 68 tokens: the last is chosen in state 66
     wanted = gae_spec(rollout.values, rewards, rollout.action_mask, gamma=0.9, lam=0.8)[1]
