@@ -105,6 +105,7 @@ class Checkout:
     def python(self, *arguments: str, **extra: str) -> subprocess.CompletedProcess:
         """`python -m ARGUMENTS` in this folder."""
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **extra}
+        del environment["PYTEST_CURRENT_TEST"]  # a shell has none
         command = [sys.executable, "-m", *arguments]
         return subprocess.run(
             command, cwd=self.root, env=environment, capture_output=True, encoding="utf-8", timeout=300
