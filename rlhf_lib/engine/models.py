@@ -57,12 +57,9 @@ def score_actions(
 ) -> tuple[PerAction, PerAction]:
     """Log-probability of each action and entropy of softmax(logits / temperature), in nats; 0 off the mask.
 
-    model        a causal language model; its body reads right-padded rows, its head turns states into logits
-    tokens       [B, T], action_mask [B, T-1] True where the policy chose `tokens[:, t+1]`
-    temperature  the one that was sampled with: the policy *is* softmax(logits / temperature)
-    entropy      from logits [..., V] to nats
-    returns      two tensors [B, T-1], float32 at least. The head runs only where something was chosen: no tensor of
-                 [B, T, V] ever exists
+    entropy  from logits [..., V] to nats
+    returns  two of [B, T-1], float32 at least. The head runs only where something was chosen: no tensor of [B, T, V]
+             ever exists
     """
     states = acting_states(hidden_states(model, tokens))[action_mask]
     actions = actions_of(tokens)[action_mask]
