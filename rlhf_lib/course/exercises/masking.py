@@ -323,7 +323,7 @@ WHITEN_TWINS = (
          "trlx whitens advantages without a mask"),
     Twin("you put zeros into padding and whitened with the mean and variance of everything: the zeros count as numbers",
          _whiten_with(lambda x, mask: _on(mask, x).mean(), lambda x, mask: _on(mask, x).var(correction=0))),
-    Twin("you added the mean back: the result has the mean it came with, and PPO rewards or punishes everything",
+    Twin("you added the mean back: the result has the mean it came with, and many advantages the wrong sign",
          lambda x, mask: _on(mask, _whiten_with()(x, mask) + _mean_of(x, mask)),
          "ash80/RLHF_in_notebooks, notebook 3, cell 46; torchtune, whose `shift_mean` means the opposite of TRL's"),
     Twin("you scaled but did not centre", _whiten_with(mean=lambda x, mask: torch.zeros_like(x[0, 0]))),
