@@ -20,6 +20,7 @@ from rlhf_lib.course.notebooks.tidy import written
 ROOT = Path(__file__).parent.parent
 CELLS, WORDS, WORDS_A_CELL, CODE_LINES, MEDIAN_CODE_LINES, BYTES, IGNORED = 45, 2500, 120, 25, 8, 1_000_000, 3
 IGNORE = "NBVAL_IGNORE_OUTPUT"
+WRONG_ON_PURPOSE = "wrong-on-purpose"  # the tag of a cell with a mistake under the exercise's own name, for its check
 IGNORE_TAG = "nbval-ignore-output"
 ERROR_IS_MEANT = "raises-exception"
 NOT_UNDER_NBVAL = {"interact", "interactive", "interactive_output", "interact_manual", "Output", "clear_output"}
@@ -182,13 +183,15 @@ def _texts(cell: NotebookNode) -> Iterator[str]:
 
 def builds_on_the_library(page: Page) -> Iterator[str]:
     """A lesson imports what exists. It defines nothing under the name of a function of maths (a slow version is called
-    gae_loop, a wrong one by its mistake), and no function with the body of one of maths or algorithms.
+    gae_loop, a wrong one by its mistake; what a check is shown carries a tag), and no function with the body of one of maths or algorithms.
     """
     if page.folder != LESSONS:
         return
     names = {function.name for function in library_functions("maths")}
     bodies = {_body(function): function.name for function in library_functions("maths", "algorithms")}
     for cell in page.code:
+        if WRONG_ON_PURPOSE in tags(cell):
+            continue
         for node in ast.walk(tree(cell)):
             if isinstance(node, ast.FunctionDef):
                 if node.name in names:

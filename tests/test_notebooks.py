@@ -85,6 +85,7 @@ GOOD = {
     "an exercise": page(code("def gae():\n    raise NotImplementedError"), folder=EXERCISES),
     "a solution by the library's name": page(code("def gae():\n    return 1"), folder=SOLUTIONS),
     "a loop and a mistake": page(code("def gae_loop():\n    return 1\n\ndef measure():\n    return 2")),
+    "a mistake for a check": page(code("def gae():\n    return 1", tags=("wrong-on-purpose",))),
     "magics": page(code("%load_ext autoreload\nif False:\n    %pip install x\n!echo hello")),
     "an error that is meant": page(code("1 / 0", failed(), tags=("raises-exception",))),
     "three ignored, asserted here or in the next cell": page(

@@ -71,7 +71,9 @@ class Dashboard(Instrument):
             return None
         data, metadata = bundle
         del data["text/html"]
-        return {**data, "image/png": base64.b64encode(self.picture()).decode()}, metadata
+        if self.data["steps"]:
+            data = {**data, "image/png": base64.b64encode(self.picture()).decode()}
+        return data, metadata
 
     def static_html(self) -> str:
         return ""
