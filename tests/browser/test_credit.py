@@ -130,8 +130,9 @@ def test_by_keyboard_alone(notebook, real):
         keyboard.press("ArrowLeft")  # lambda 0.90
     keyboard.press("Tab")
     keyboard.press("ArrowLeft")  # gamma 0.99
-    keyboard.press("Tab")  # not to the button, which has nothing to undo
-    keyboard.press("Tab")
+    keyboard.press("Tab")  # the button, which has nothing to undo
+    keyboard.press("Tab")  # the first reward
+    keyboard.press("Tab")  # and value
     for _ in range(3):
         keyboard.press("ArrowUp")
     values[0, 0] = round(float(show_to_three(values[0, 0])) + 0.3, 3)

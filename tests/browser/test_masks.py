@@ -43,7 +43,7 @@ def real(notebook):
     """The explorer of real values, as it was at first, and its tensor and mask."""
     widget, rollout = notebook.widget("Mask explorer", REAL), load_rollout()
     mask = rollout.action_mask[:4, 47:60]
-    notebook.set_view(widget, "real", dict(mask=mask.int().tolist(), padding="given", row=0))
+    notebook.set_view(widget, "real", dict(flipped=[], padding="given", row=0))
     return widget, rollout.values[:4, 47:60].double(), mask
 
 
@@ -134,7 +134,7 @@ def test_by_keyboard_alone(notebook, real):
     mask[1, 12], mask[1, 0] = not mask[1, 12], not mask[1, 0]
     assert_shows(widget, x, mask, 1)
     assert grid_cell(widget, 1, 0).get_attribute("aria-selected") == "true"
-    notebook.wait_for_python("print(real.view['mask'][1])", str(mask[1].int().tolist()))
+    notebook.wait_for_python("print(real.view['flipped'])", "[[1, 12], [1, 0]]")
     keyboard.press("Shift+Tab")
     keyboard.press("Enter")  # Reset the mask
     assert_shows(widget, x, load_rollout().action_mask[:4, 47:60], 1)

@@ -13,9 +13,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from rlhf_lib.algorithms.parts import Parts
-from rlhf_lib.course.widgets import alignment_microscope, gae_explorer, mask_explorer
+from rlhf_lib.course.widgets import alignment_microscope, gae_explorer, kl_explorer, mask_explorer
+from rlhf_lib.course.widgets.divergence import filtered, inverse_cdf
 from rlhf_lib.course.widgets.instrument import STATIC, html_table, module
 from rlhf_lib.course.widgets.microscope import late, one_slot_later, trimmed, untrimmed
 from rlhf_lib.course.widgets.plain import plain, show
@@ -152,6 +154,45 @@ def test_the_static_mask_explorer():
     assert row["softmax, masked"] == ["1.000", "0", "0"]
 
 
+def test_the_static_kl_explorer():
+    """Rejects scored and sampled columns that are swapped, a cut that is not scaled up, estimators of another order,
+    and a matched sampler whose rounding is shown as if it were a gap.
+    """
+    half = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    widget = kl_explorer(half, rollouts.Texts(["a", "<b>", "c"]), temperature=1, top_p=0.7, score_temperature=1)
+    tokens, two, estimates = tables(widget)
+    assert tokens["a"] == ["0.500", "0.625", "kept"] and tokens["<b>"] == ["0.300", "0.375", "kept"]
+    assert tokens["c"] == ["0.200", "0", "cut by top-p"]
+    assert two["tokens it can draw"] == ["3", "2"] and two["KL(this || the other), nats"] == ["∞", show(math.log(1.25))]
+    assert two["entropy, nats"] == [show(1.02965), show(0.66156)]
+    assert estimates["drawn by the sampler, scored anew"][1:] == ["0", "0", "0"]
+    matched = tables(kl_explorer(half, rollouts.Texts(["a", "b", "c"]), temperature=1, top_p=1, score_temperature=1))
+    assert matched[1]["KL(this || the other), nats"] == ["0", "0"]
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=8, unique=True), st.integers(1, 8), st.floats(0.05, 0.999))
+def test_the_filters_of_generate(logits, top_k, top_p):
+    """Rejects top-p before top-k, one token too many or too few at the edge, and nothing left."""
+    logits = torch.tensor([logits], dtype=torch.float64)
+    wanted = TopPLogitsWarper(top_p)(None, TopKLogitsWarper(top_k)(None, logits))[0]
+    kept, reasons = filtered(logits[0], top_k=min(top_k, logits.shape[1]), top_p=top_p)
+    assert kept.equal(wanted)
+    assert [not reason for reason in reasons] == torch.isfinite(wanted).tolist()
+
+
+def test_draws_never_reach_what_is_cut():
+    """Rejects a draw at the very end that lands on a token without probability, and the upper edge of a token's share
+    counted as its own.
+    """
+    logits = torch.tensor([-math.inf, 0.0, 0.0, -math.inf], dtype=torch.float64)
+    assert inverse_cdf(logits, torch.tensor([0.0, 0.4999999, 0.5, 0.9999999], dtype=torch.float64)).tolist() == [
+        1,
+        1,
+        2,
+        2,
+    ]
+
+
 # What the microscope computes
 
 
@@ -193,6 +234,11 @@ def test_every_switch_has_its_variant():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: kl_explorer(torch.ones(3), rollouts.Texts([])), r"must both be \[S, V\]"),
+        (lambda: kl_explorer(torch.ones(1, 3), rollouts.Texts([]), states=["a", "b"]), "2 names for 1 states"),
+        (lambda: kl_explorer(torch.ones(1, 3), rollouts.Texts([]), temperature=0), "temperatures must be above 0"),
+        (lambda: kl_explorer(torch.ones(1, 3), rollouts.Texts([]), top_k=0), "top_k 1 or more, got 0.9 and 0"),
+        (lambda: kl_explorer(torch.ones(9, 2**14), rollouts.Texts([])), "more than a page can hold"),
         (lambda: alignment_microscope(*rollouts.single(), row=1), "row 1 of a rollout of 1 rows"),
         (lambda: gae_explorer(*rollouts.single(), row=-1), "row -1 of a rollout"),
         (lambda: mask_explorer(torch.ones(2, 3), torch.ones(2, 2) > 0), "got \\(2, 3\\) and \\(2, 2\\)"),
@@ -223,7 +269,7 @@ def test_the_joined_module_stands_alone(name):
 @pytest.mark.parametrize("path", sorted(STATIC.iterdir()), ids=lambda path: path.name)
 def test_nothing_is_fetched_and_text_stays_text(path):
     """Rejects a CDN, a font from elsewhere, and every way in which a token could become markup."""
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "the name of a namespace")
     assert not re.findall(r"https?:|innerHTML|outerHTML|insertAdjacent|document\.write|\beval\(|\bfetch\(|url\(", text)
     if path.suffix == ".css" and path.stem != "base":
         assert not re.findall(r"#[0-9a-fA-F]{3,8}\b|\brgba?\(", text), (

@@ -36,13 +36,12 @@ def mask_explorer(
     names = [f"row {place}" for place in range(len(x))] if row_names is None else list(row_names)
     if len(names) != len(x):
         raise ValueError(f"{len(names)} row names for {len(x)} rows")
-    counts = mask.int().tolist()
-    data = dict(name=name, row_names=names, x=x.double(), mask=counts)
-    return MaskExplorer(data=plain(data), view=dict(mask=counts, padding="given", row=row))
+    data = dict(name=name, row_names=names, x=x.double(), mask=mask.int())
+    return MaskExplorer(data=plain(data), view=dict(flipped=[], padding="given", row=row))
 
 
 class MaskExplorer(Instrument):
-    """See `mask_explorer`."""
+    """See `mask_explorer`. `view["flipped"]` are the cells of the mask that were toggled: [row, column]."""
 
     _esm = module("masks")
     _css = stylesheet("masks")

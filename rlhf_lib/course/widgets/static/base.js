@@ -30,6 +30,13 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
+/** Another text, if it is another: a table that did not change need not be laid out again. */
+export function write(element, text) {
+  if (element.written === text) return;
+  element.written = text;
+  element.textContent = text;
+}
+
 /** Fills `element` with other children. */
 export const fill = (element, ...children) => element.replaceChildren(...children.filter((child) => child !== null));
 
@@ -71,8 +78,8 @@ export function dropdown({ label, options, onchange }) {
 /** A number on a line. `marks` are [value, text], named under the line. */
 export function slider({ label, min, max, step, digits = 2, marks = [], oninput }) {
   const output = make("output");
-  const input = make("input", { type: "range", min, max, step, oninput: () => { write(+input.value); oninput(+input.value); } });
-  function write(value) {
+  const input = make("input", { type: "range", min, max, step, oninput: () => { tell(+input.value); oninput(+input.value); } });
+  function tell(value) {
     output.textContent = show(value, digits);
     const mark = marks.find(([at]) => at === value);
     input.setAttribute("aria-valuetext", mark ? `${show(value, digits)}, ${mark[1]}` : show(value, digits));
@@ -81,10 +88,11 @@ export function slider({ label, min, max, step, digits = 2, marks = [], oninput 
   const line = make("span", { class: "rlhf-line" }, input, make("span", { class: "rlhf-marks", "aria-hidden": "true" }, ...named));
   return {
     element: make("label", { class: "rlhf-slider" }, make("span", { text: label }), line, output),
-    set: (value) => { input.value = value; write(value); },
+    set: (value) => { input.value = value; tell(value); },
   };
 }
 
+/** `aria-disabled`, set by whoever has nothing for it to do, keeps it in reach: a disabled button would drop the focus. */
 export const button = (text, onclick) => make("button", { type: "button", class: "rlhf-button", text, onclick });
 
 /** A line that screen readers read out when it changes. */
@@ -126,11 +134,17 @@ export function walkable(grid, cells) {
   });
 }
 
-/** A bar from zero to `value` on a scale of ±`scale`; its length says the size, its side the sign. */
-export function bar(value, scale) {
-  const share = scale > 0 && Number.isFinite(value) ? Math.min(1, Math.abs(value) / scale) * 50 : 0;
-  const style = `width:${share}%;${value < 0 ? "right" : "left"}:50%`;
-  return make("span", { class: "rlhf-bar", "aria-hidden": "true" }, make("span", { class: value < 0 ? "less" : "more", style }));
+/** A bar from zero on a scale of ±`scale`: its length says the size, its side and its hatching the sign. */
+export function bar() {
+  const inner = make("span");
+  return {
+    element: make("span", { class: "rlhf-bar", "aria-hidden": "true" }, inner),
+    set(value, scale) {
+      const share = scale > 0 && Number.isFinite(value) ? Math.min(1, Math.abs(value) / scale) * 50 : 0;
+      inner.className = value < 0 ? "less" : "more";
+      inner.style.cssText = `width:${share}%;${value < 0 ? "right" : "left"}:50%`;
+    },
+  };
 }
 
 // ------------------------------------------------------------------------------------------------------ the instrument

@@ -1,5 +1,5 @@
 // Lesson 03's instrument. The recursion is computed here, since every reward and value can be edited.
-import { bar, button, dropdown, fill, instrument, make, numbers, show, slider, spoken } from "./base.js";
+import { bar, button, dropdown, fill, instrument, make, numbers, show, slider, spoken, write } from "./base.js";
 
 const STEP = 0.1; // of an arrow key in a field
 const EDITABLE = ["rewards", "values"];
@@ -59,7 +59,7 @@ class GaeExplorer {
     this.row.set(view.row);
     this.gamma.set(view.gamma);
     this.lam.set(view.lam);
-    this.undo.disabled = view.rewards.length + view.values.length === 0;
+    this.undo.setAttribute("aria-disabled", view.rewards.length + view.values.length === 0);
     const [rewards, values] = EDITABLE.map((name) => edited(this.given[name], view[name]));
     const now = credit(rewards, values, view.gamma, view.lam);
     const before = credit(this.given.rewards, this.given.values, view.gamma, view.lam);
@@ -84,7 +84,9 @@ class GaeExplorer {
     const cells = Object.fromEntries(["deltas", "advantages", "bar", "moved", "monteCarlo", "returns"].map((name) => [name, make("td", { class: `credit-${name}` })]));
     const element = make("tr", {}, make("th", { scope: "row", text: t }), make("td", { class: "rlhf-token", text: action, title: action }),
       ...EDITABLE.map((name) => make("td", {}, fields[name])), ...Object.values(cells));
-    return { element, fields, cells };
+    const advantage = bar();
+    cells.bar.append(advantage.element);
+    return { element, fields, cells, advantage };
   }
 
   drawField(name, t, i) {
@@ -114,17 +116,19 @@ class GaeExplorer {
     const finite = [...tracks.advantages, ...tracks.deltas, ...tracks.monteCarlo].filter(Number.isFinite).map(Math.abs);
     const scale = Math.max(0, ...finite);
     const isEdited = (name, i) => view[name].some(([place]) => place === i);
-    this.lines.forEach(({ fields, cells }, i) => {
+    this.lines.forEach(({ fields, cells, advantage }, i) => {
       for (const name of EDITABLE) {
         fields[name].classList.toggle("edited", isEdited(name, i));
         if (fields[name].typing) continue; // whoever types goes on, whatever else changes
-        fields[name].value = show(tracks[name][i]);
+        const text = show(tracks[name][i]);
+        if (fields[name].value !== text) fields[name].value = text;
         fields[name].setAttribute("aria-invalid", "false");
       }
-      ["deltas", "advantages", "monteCarlo", "returns"].forEach((name) => { cells[name].textContent = show(tracks[name][i]); });
-      fill(cells.bar, bar(tracks.advantages[i], scale));
+      ["deltas", "advantages", "monteCarlo", "returns"].forEach((name) => write(cells[name], show(tracks[name][i])));
+      advantage.set(tracks.advantages[i], scale);
       const moved = tracks.advantages[i] - tracks.before[i];
-      cells.moved.textContent = Object.is(tracks.advantages[i], tracks.before[i]) || moved === 0 ? "" : `${moved > 0 ? "▲ +" : "▼ "}${show(moved)}`;
+      const stayed = Object.is(tracks.advantages[i], tracks.before[i]) || moved === 0;
+      write(cells.moved, stayed ? "" : `${moved > 0 ? "▲ +" : "▼ "}${show(moved)}`);
     });
   }
 

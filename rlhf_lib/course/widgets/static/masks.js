@@ -1,7 +1,8 @@
 // Lesson 01's instrument. The three ways of each statistic are computed here, since any cell of the mask can be toggled.
-import { button, choice, fill, instrument, make, numbers, show, spoken, walkable } from "./base.js";
+import { button, choice, fill, instrument, make, numbers, show, spoken, walkable, write } from "./base.js";
 
 const EPS = 1e-8; // of whitening, inside the root
+const [NAMES_EM, CELL_EM] = [9, 5.2];
 const PADDING = [["given", "as given"], ["nan", "one NaN"], ["inf", "one ∞"], ["nines", "all 9"]];
 const WAYS = [["plain", "plain: every cell"], ["multiplied", "multiplied: x·mask"], ["selected", "selected: where(mask, x, 0)"]];
 
@@ -51,7 +52,7 @@ class MaskExplorer {
   constructor({ root, data, view, change }) {
     Object.assign(this, { data, view, change });
     this.padding = choice({ label: "In the padding", options: PADDING, onchange: (padding) => change({ padding }) });
-    this.reset = button("Reset the mask", () => change({ mask: data().mask }));
+    this.reset = button("Reset the mask", () => change({ flipped: [] }));
     this.title = make("h3");
     this.fillRate = spoken("masks-fill");
     this.grid = make("div", { class: "rlhf-scroll masks-grid" });
@@ -67,7 +68,9 @@ class MaskExplorer {
     const [data, view] = [this.data(), this.view()];
     if (data !== this.drawn) this.draw(data);
     this.padding.set(view.padding);
-    const mask = view.mask.flat();
+    this.reset.setAttribute("aria-disabled", view.flipped.length === 0);
+    const mask = [...this.mask];
+    view.flipped.forEach(([b, t]) => { mask[b * this.width + t] = 1 - mask[b * this.width + t]; });
     const x = withPadding(this.x, mask, view.padding);
     this.mark(x, mask);
     this.showStatistics(x, mask);
@@ -77,22 +80,25 @@ class MaskExplorer {
   draw(data) {
     this.drawn = data;
     this.x = numbers(data.x.flat());
+    this.mask = data.mask.flat();
     this.width = data.x[0].length;
     this.title.textContent = `Mask explorer: ${data.name}`;
     const cells = data.x.map((row, b) => row.map((_, t) => this.drawCell(b, t)));
-    const table = make("table", { role: "grid", "aria-label": `${data.name} and its mask`, "aria-multiselectable": "true" },
-      make("tr", {}, make("th", { scope: "row", text: "position" }), ...cells[0].map((_, t) => make("th", { scope: "col", text: t }))),
+    const style = `table-layout:fixed;width:${NAMES_EM + this.width * CELL_EM}em`; // else each change lays out every cell
+    const table = make("table", { style, role: "grid", "aria-label": `${data.name} and its mask`, "aria-multiselectable": "true" },
+      make("tr", {}, make("th", { scope: "row", text: "position", style: `width:${NAMES_EM}em` }), ...cells[0].map((_, t) => make("th", { scope: "col", text: t }))),
       ...cells.map((row, b) => make("tr", {}, make("th", { scope: "row", text: data.row_names[b] }), ...row)));
     walkable(table, cells);
     this.cells = cells.flat();
     fill(this.grid, table);
+    this.drawRow(data);
   }
 
   drawCell(b, t) {
     const flip = () => {
-      const mask = this.view().mask.map((row) => [...row]);
-      mask[b][t] = 1 - mask[b][t];
-      this.change({ mask, row: b });
+      const { flipped } = this.view();
+      const others = flipped.filter(([row, column]) => row !== b || column !== t);
+      this.change({ flipped: others.length < flipped.length ? others : [...flipped, [b, t]], row: b });
     };
     return make("td", {
       onclick: flip,
@@ -108,9 +114,9 @@ class MaskExplorer {
   /** Only cells that have changed are touched: there may be thousands. */
   mark(x, mask) {
     this.cells.forEach((cell, i) => {
-      const text = bracketed(x[i], mask[i]);
-      if (cell.textContent === text) return;
-      cell.textContent = text;
+      if (Object.is(cell.x, x[i]) && cell.counts === mask[i]) return;
+      [cell.x, cell.counts] = [x[i], mask[i]];
+      write(cell, bracketed(x[i], mask[i]));
       cell.classList.toggle("off", !mask[i]);
       cell.setAttribute("aria-selected", mask[i] ? "true" : "false");
       cell.setAttribute("aria-label", `${show(x[i])}, ${mask[i] ? "counts" : "does not count"}`);
@@ -132,17 +138,36 @@ class MaskExplorer {
       line("mean", "mean"), line("variance", "variance"));
   }
 
+  /** The lines of the row in view: a title, a sum, and one cell for each place. */
+  drawRow(data) {
+    const titles = [data.name, "mask", ...["whitened", "softmax"].flatMap((name) => WAYS.map(([way]) => `${name}, ${way}`))];
+    this.caption = make("caption");
+    this.lines = titles.map(() => ({ total: make("td", { class: "masks-sum" }), cells: data.x[0].map(() => make("td")) }));
+    fill(this.row, this.caption, ...this.lines.map(({ total, cells }, i) =>
+      make("tr", {}, make("th", { scope: "row", text: titles[i] }), total, ...cells)));
+  }
+
   showRow(x, mask, b) {
     const part = (list) => list.slice(b * this.width, (b + 1) * this.width);
     const [entries, counts] = [part(x), part(mask)];
-    const line = (title, texts, total = "") => make("tr", {}, make("th", { scope: "row", text: title }),
-      make("td", { class: "masks-sum", text: total }), ...texts.map((text, t) => make("td", { text, class: counts[t] ? "" : "off" })));
-    const withSum = (title, list) => line(title, list.map((entry) => show(entry)), show(sum(list.filter((_, t) => counts[t]))));
-    fill(this.row,
-      make("caption", { text: `${this.data().row_names[b]}` }),
-      line(this.data().name, entries.map((entry, t) => bracketed(entry, counts[t])), "sum of what counts"), line("mask", counts),
-      ...WAYS.map(([way]) => withSum(`whitened, ${way}`, part(this.moments[way].whitened))),
-      ...WAYS.map(([way]) => withSum(`softmax, ${way}`, softmax(entries, counts, way))));
+    const results = [
+      ...WAYS.map(([way]) => part(this.moments[way].whitened)),
+      ...WAYS.map(([way]) => softmax(entries, counts, way)),
+    ];
+    const total = (list) => show(sum(list.filter((_, t) => counts[t])));
+    const texts = [
+      ["sum of what counts", entries.map((entry, t) => bracketed(entry, counts[t]))],
+      ["", counts.map(String)],
+      ...results.map((list) => [total(list), list.map((entry) => show(entry))]),
+    ];
+    write(this.caption, this.data().row_names[b]);
+    this.lines.forEach((line, i) => {
+      write(line.total, texts[i][0]);
+      line.cells.forEach((cell, t) => {
+        write(cell, texts[i][1][t]);
+        cell.classList.toggle("off", !counts[t]);
+      });
+    });
   }
 }
 

@@ -1,5 +1,5 @@
 // Lesson 02's instrument. All numbers come from Python (microscope.py); this shows them and says how they hang together.
-import { choice, dropdown, fill, instrument, make, number, numbers, show, spoken, toggle, walkable } from "./base.js";
+import { choice, dropdown, fill, instrument, make, number, numbers, show, spoken, toggle, walkable, write } from "./base.js";
 
 const PLACEMENTS = [["eos", "on the last action"], ["later", "one slot later (N+)"]];
 const SHIFTS = [["none", "nothing"], ["rewards", "rewards"], ["values", "values"], ["mask", "mask"]];
@@ -283,12 +283,13 @@ class Microscope {
     const [data, view] = [this.data(), this.view()];
     Object.entries(this.controls).forEach(([name, control]) => control.set(view[name]));
     const { row, functions, placement, shift, whole } = view;
-    const drawn = JSON.stringify([row, functions, placement, shift, whole]);
-    if (data !== this.drawnData || drawn !== this.drawn) {
-      [this.drawnData, this.drawn] = [data, drawn];
+    const shownNow = JSON.stringify([row, functions, placement, shift, whole]);
+    if (data !== this.shownData || shownNow !== this.shown) {
+      [this.shownData, this.shown] = [data, shownNow];
       this.row = new Row(data, view);
       this.drawNote();
       this.drawGrid(data.tracks, columnsOf(this.row.row, data.context, whole));
+      this.cells.forEach((cell) => this.writeCell(cell));
     }
     this.light(view.cell);
   }
@@ -305,7 +306,11 @@ class Microscope {
       line(variant.placement === "later" ? LATER : "", ""));
   }
 
+  /** Only where the columns are others than before: the cells are kept, and written anew. */
   drawGrid(tracks, columns) {
+    const drawn = JSON.stringify([tracks, columns, this.row.states]);
+    if (drawn === this.drawn) return;
+    this.drawn = drawn;
     this.cells = new Map();
     const head = (text) => make("th", { text, scope: "col" });
     const body = (kind, width) => make("tbody", {},
@@ -332,15 +337,23 @@ class Microscope {
   }
 
   drawCell(name, t) {
-    const text = this.row.text(name, t);
-    const mine = this.row.differs(name, t);
-    const kind = [TEXTS.includes(name) ? "rlhf-token" : "", name.endsWith("_mask") && text === "0" ? "off" : "", mine ? "differs" : ""];
-    const label = `${name}[${t}] is ${text}${mine ? `, the library has ${show(this.row.library[name][t])}` : ""}`;
-    const cell = make("td", { class: kind.join(" ").trim(), text: mine ? `≠ ${text}` : text, "aria-label": label,
-      title: TEXTS.includes(name) ? text : null });
+    const cell = make("td", { class: TEXTS.includes(name) ? "rlhf-token" : "" });
     cell.place = [name, t];
     this.cells.set(`${name} ${t}`, cell);
     return cell;
+  }
+
+  writeCell(cell) {
+    const [name, t] = cell.place;
+    const text = this.row.text(name, t);
+    const mine = this.row.differs(name, t);
+    const written = mine ? `≠ ${text}` : text;
+    if (cell.written === written) return;
+    write(cell, written);
+    cell.classList.toggle("differs", mine);
+    cell.classList.toggle("off", name.endsWith("_mask") && text === "0");
+    cell.setAttribute("aria-label", `${name}[${t}] is ${text}${mine ? `, the library has ${show(this.row.library[name][t])}` : ""}`);
+    if (TEXTS.includes(name)) cell.title = text;
   }
 
   listen(table) {
