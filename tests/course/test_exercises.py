@@ -25,6 +25,8 @@ EQUIVALENT: dict[str, set[str]] = {
     "whiten": {"x = torch.where(mask, x, 1.0)"},
     # what stands for "nowhere" is any number below all places
     "place_score": {"last = torch.where(action_mask, places, -2).amax(1, keepdim=True)"},
+    # without check_one_wider, keep refuses the same widths in other words
+    "td_errors": {"pass"},
     # what replaces the infinity is multiplied by a probability of 0
     "entropy": {"finite = log_p.masked_fill(log_p == -torch.inf, 1.0)"},
 }
