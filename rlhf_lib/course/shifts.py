@@ -12,7 +12,7 @@ from itertools import islice
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..algorithms import step_zero
+from ..algorithms import ppo, step_zero
 from ..algorithms.parts import Parts
 from ..algorithms.ppo_config import PPOConfig
 from ..engine import sampling
@@ -20,7 +20,7 @@ from ..maths import advantages, losses, rewards
 from ..maths.alignment import another_follows, is_last
 from ..maths.masking import keep
 from ..maths.records import Rollout
-from ..maths.shapes import ActionMask, PerState
+from ..maths.shapes import ActionMask, PerAction, PerState
 from .sandbox import instead_of
 from .short_runs import SHORT, short_run
 
@@ -48,6 +48,7 @@ class Shift:
 
     name: str
     moves: str  # "rewards", "score", "values", "log-probs", "mask" or "nothing"
+    says: str  # what somebody did, in a line
     changes: dict[str, Callable] = field(default_factory=dict)
     mask: Callable[[ActionMask], ActionMask] = lambda mask: mask
 
@@ -65,6 +66,13 @@ class Shift:
         """What this mistake would have recorded of these texts; `judged` is the reward model's word in every state."""
         mask = self.mask(rollout.action_mask)
         return replace(rollout, action_mask=mask, scores=self.parts.read_score(judged, rollout))
+
+    def advantages(self, rollout: Rollout, judged: PerState, config: PPOConfig = SHORT) -> tuple[PerAction, PerAction]:
+        """The advantages of a replay as GAE leaves them, and whitened."""
+        seen, parts = self.replay(rollout, judged), self.parts
+        paid = ppo.token_rewards(seen, config, parts)
+        raw = parts.gae(seen.values, paid, seen.action_mask, gamma=config.gamma, lam=config.lam)
+        return raw, ppo.estimate_targets(seen, paid, config, parts).advantages
 
 
 # ------------------------------------------------------------------------------------------------ what is moved
@@ -138,23 +146,61 @@ def _score_own_tokens(model, tokens, action_mask, *, temperature, entropy=losses
 _LATER = {**_paid_one_slot_later(), **_recursion_over(one_slot_later)}
 
 SHIFTS = (
-    Shift(name="nothing", moves="nothing"),
-    Shift(name="rewards one late", moves="rewards", changes=_move_rewards(late)),
-    Shift(name="rewards one early", moves="rewards", changes=_move_rewards(early)),
-    Shift(name="score read in padding", moves="score", changes=dict(read_score=_read_at_the_first_padding)),
-    Shift(name="values one late", moves="values", changes=_move_values(late)),
-    Shift(name="values one early", moves="values", changes=_move_values(early)),
+    Shift(name="nothing", moves="nothing", says="the library as it is"),
+    Shift(
+        name="rewards one late",
+        moves="rewards",
+        says="every reward moved one slot on, the score into the padding",
+        changes=_move_rewards(late),
+    ),
+    Shift(
+        name="rewards one early",
+        moves="rewards",
+        says="every reward moved one slot back, the score to the last word",
+        changes=_move_rewards(early),
+    ),
+    Shift(
+        name="score read in padding",
+        moves="score",
+        says="the reward model read one state behind the EOS",
+        changes=dict(read_score=_read_at_the_first_padding),
+    ),
+    Shift(
+        name="values one late", moves="values", says="state t takes the value of state t-1", changes=_move_values(late)
+    ),
+    Shift(
+        name="values one early",
+        moves="values",
+        says="state t takes the value of state t+1: the token's own value, not its choice's",
+        changes=_move_values(early),
+    ),
     Shift(
         name="rewards and recursion late",
         moves="rewards",
+        says="rewards and GAE's mask moved one slot on, the policy's mask not",
         changes={**_recursion_over(late, rewards_of=late), **_value_loss_over(late)},
     ),
-    Shift(name="log-probs one late", moves="log-probs", changes=dict(score_actions=_score_own_tokens)),
-    Shift(name="mask one late", moves="mask", mask=late),
-    Shift(name="mask one early", moves="mask", mask=early),
-    Shift(name="mask without EOS", moves="mask", mask=another_follows),
-    Shift(name="N+ and TRL", moves="score", changes={**_LATER, **_value_loss_over(one_slot_later)}),
-    Shift(name="N+ and TRL, two of three", moves="score", changes=_LATER),
+    Shift(
+        name="log-probs one late",
+        moves="log-probs",
+        says="each token scored by the state that has already read it",
+        changes=dict(score_actions=_score_own_tokens),
+    ),
+    Shift(name="mask one late", moves="mask", says="the mask of the states, with its last column cut off", mask=late),
+    Shift(name="mask one early", moves="mask", says="the mask shifted twice", mask=early),
+    Shift(name="mask without EOS", moves="mask", says="the choice of the EOS left out", mask=another_follows),
+    Shift(
+        name="N+ and TRL",
+        moves="score",
+        says="score on the first padding; masks of GAE and value loss one longer",
+        changes={**_LATER, **_value_loss_over(one_slot_later)},
+    ),
+    Shift(
+        name="N+ and TRL, two of three",
+        moves="score",
+        says="the same, but the value loss keeps its mask",
+        changes=_LATER,
+    ),
 )
 
 
