@@ -1,6 +1,6 @@
 """Fifty runs, each killed once with SIGKILL and resumed: does every one end like a run that was never disturbed?
 
-    python -m benchmarks.kills                        about half an hour on one core
+    python -m benchmarks.kills                        about twenty minutes on one core
     python -m benchmarks.kills --kills 5              a quick look
     python -m benchmarks.kills --set ppo.updates=30   a longer run to kill
 
@@ -38,6 +38,7 @@ class Kill:
 
     at: float  # seconds after the run's first file
     where: str
+    hit: bool  # False: the run was faster than the undisturbed one and had ended
     while_writing: bool
     differs: list[str]
 
@@ -82,13 +83,15 @@ def kill_once(out: Path, undisturbed: dict[str, object], at: float, changes: lis
     time.sleep(at)
     if writing:
         wait_for(process, lambda: is_writing(out))
+    hit = process.poll() is None
     process.kill()
     process.communicate()
     while_writing, where = is_writing(out), place(out)
     finish(out, changes)
     resumed = content(out)
     names = sorted(resumed.keys() | undisturbed.keys())
-    return Kill(at, where, while_writing, [name for name in names if resumed.get(name) != undisturbed.get(name)])
+    differs = [name for name in names if resumed.get(name) != undisturbed.get(name)]
+    return Kill(at, where, hit, while_writing, differs)
 
 
 def place(out: Path) -> str:
@@ -132,16 +135,17 @@ def main() -> None:
             kills.append(kill_once(out, undisturbed, at, arguments.changes, writing=number % EVERY == 0))
             show(number, kills[-1])
     same = sum(not kill.differs for kill in kills)
-    print(f"{same} of {len(kills)} runs ended like the undisturbed one; {sum(k.while_writing for k in kills)} were "
-          "killed while a checkpoint was being written")  # fmt: skip
+    hits, writing = (sum(getattr(kill, name) for kill in kills) for name in ("hit", "while_writing"))
+    print(f"{same} of {len(kills)} runs ended like the undisturbed one; {hits} were killed before their end, {writing} "
+          "of them while a checkpoint was being written")  # fmt: skip
     sys.exit(same < len(kills))
 
 
 def show(number: int, kill: Kill) -> None:
     """One line a kill, as soon as it is known."""
     ended = f"differs in {', '.join(kill.differs)}" if kill.differs else "same"
-    writing = ", writing a checkpoint" if kill.while_writing else ""
-    print(f"kill {number + 1:>2} after {kill.at:5.1f} s ({kill.where}{writing}): {ended}", flush=True)
+    moment = ", writing a checkpoint" if kill.while_writing else "" if kill.hit else ", had ended"
+    print(f"kill {number + 1:>2} after {kill.at:5.1f} s ({kill.where}{moment}): {ended}", flush=True)
 
 
 if __name__ == "__main__":
