@@ -14,6 +14,8 @@ from pathlib import Path
 
 from .files import DamagedError, flush, naming
 
+LOGS = ("metrics.jsonl", "timing.jsonl")
+
 
 class RunFolder:
     """Paths and writers. Metrics hold neither time nor memory, so that equal runs have equal files."""
@@ -50,9 +52,16 @@ class RunFolder:
             flush(draft)
             os.replace(draft, target)
 
+    def check_logs(self) -> None:
+        """raises DamagedError if a line of the logs is broken; a last one that a kill cut short does not count."""
+        for path in map(self.__truediv__, LOGS):
+            if path.exists():
+                content = path.read_bytes()
+                _rows(path, content[: content.rfind(b"\n") + 1])
+
     def restart_stage(self, stage: str) -> None:
         """Forget what an earlier run of this stage logged, and a last line that a kill cut short."""
-        for name in ("metrics.jsonl", "timing.jsonl"):
+        for name in LOGS:
             if (self / name).exists():
                 self._drop_broken_line(name)
                 self.write_lines(name, [row for row in read_lines(self / name) if row["stage"] != stage])
@@ -116,8 +125,12 @@ def read_lines(path: Path) -> list[dict]:
 
     raises  DamagedError naming file and line if a row is broken
     """
+    return _rows(path, path.read_bytes())
+
+
+def _rows(path: Path, content: bytes) -> list[dict]:
     rows = []
-    lines = path.read_bytes().split(b"\n")  # and nowhere else: a string may hold other line separators
+    lines = content.split(b"\n")  # and nowhere else: a string may hold other line separators
     for number, line in enumerate(lines[:-1] if not lines[-1] else lines, 1):
         try:
             rows.append(_object(line.decode("utf-8")))

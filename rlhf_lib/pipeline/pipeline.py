@@ -32,6 +32,7 @@ def run_pipeline(run: Run, stages: Sequence[str] = tuple(STAGES)) -> dict:
     refuse_too_few(run, stages)
     refuse_other_settings(run)
     refuse_to_overwrite(run, stages)
+    run.out.check_logs()
     run.out.write_json("settings.json", asdict(run.settings))
     finished = run.out.read_json("results.json", {})
     results = {**run.source.read_json("results.json", {}), **finished}
