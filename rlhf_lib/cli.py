@@ -56,7 +56,7 @@ def run(
     """Train a summariser: SFT, preferences, reward model, PPO, evaluation. Needs no network.
 
     Writes the models sft/ reward_model/ policy/ value/ (plain from_pretrained loads them), metrics.jsonl,
-    timing.jsonl, samples.jsonl, report.json and report.html.
+    timing.jsonl, samples.jsonl, report.json and report.html; and tensorboard/ where TensorBoard is installed.
     """
     from .pipeline import command
 
