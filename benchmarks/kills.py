@@ -1,26 +1,29 @@
 """Fifty runs, each killed once with SIGKILL and resumed: does every one end like a run that was never disturbed?
 
-    python -m benchmarks.kills                        about twenty minutes on one core
+    python -m benchmarks.kills                        about ten minutes on one idle core
     python -m benchmarks.kills --kills 5              a quick look
     python -m benchmarks.kills --set ppo.updates=30   a longer run to kill
 
-The moments are spread evenly over the time that the undisturbed run takes from its first file to its last; every fifth
-kill waits from there until a checkpoint is being written. Compared are the bytes of every file but those that hold
-times. The exit status is 1 if any run ends otherwise.
+The moments are spread evenly over the time that the undisturbed run computes, from its first file to its end (computing
+time, so that a busy machine does not move them); every fifth kill waits from there until a checkpoint is being written.
+Compared are the bytes of every file but those that hold times. The exit status is 1 if any run ends otherwise. Each run
+is a process of its own, forked from one that has done the imports; needs Linux or macOS.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 CHANGES = (
     "sft.steps=10", "sft.batch_size=8", "preferences.posts=12", "preferences.held_out_posts=8",
@@ -29,6 +32,7 @@ CHANGES = (
 )  # fmt: skip
 HOLD_TIMES = {"timing.jsonl", "results.json", "report.json", "report.html", ".lock"}
 TIMELESS = ("seconds", "peak_memory_mib")  # the keys left out of report.json, which is compared without them
+IMPORTED_ONCE = ["rlhf_lib.pipeline.command", "transformers.models.llama.modeling_llama"]
 EVERY = 5  # every fifth kill hits a checkpoint that is being written
 
 
@@ -36,39 +40,70 @@ EVERY = 5  # every fifth kill hits a checkpoint that is being written
 class Kill:
     """One kill and what became of the run."""
 
-    at: float  # seconds after the run's first file
+    at: float  # seconds of computing after the run's first file
     where: str
     hit: bool  # False: the run was faster than the undisturbed one and had ended
     while_writing: bool
     differs: list[str]
 
 
-def start(out: Path, changes: list[str]) -> subprocess.Popen:
-    """The run as a process of its own, with a checkpoint after every step."""
-    options = ["--out", str(out), "--resume", "--checkpoint-seconds", "0"]
-    options += [word for change in (*CHANGES, *changes) for word in ("--set", change)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "rlhf_lib", "run", *options],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
+class Attempt:
+    """A run in a process of its own, with a checkpoint after every step."""
+
+    def __init__(self, out: Path, changes: list[str]):
+        options = ["--out", str(out), "--resume", "--checkpoint-seconds", "0"]
+        options += [word for change in (*CHANGES, *changes) for word in ("--set", change)]
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(IMPORTED_ONCE)
+        self.log = out.with_suffix(".log")
+        self.process = context.Process(target=rlhf, args=(["run", *options], self.log))
+        self.process.start()
+        self.computed = 0.0
+        wait_for(self, lambda: (out / "settings.json").exists())
+        self.before = self.computed
+
+    def seconds(self) -> float:
+        """Of computing since the run's first file."""
+        return self.computed - self.before
+
+    def lives(self) -> bool:
+        try:
+            self.computed = sum(psutil.Process(self.process.pid).cpu_times()[:2])
+        except psutil.NoSuchProcess:
+            return False
+        return self.process.is_alive()
+
+    def finish(self) -> float:
+        """To the end; returns the seconds of computing.
+
+        raises  RuntimeError with what the run said if it fails
+        """
+        wait_for(self, lambda: False)
+        self.process.join()
+        if self.process.exitcode:
+            raise RuntimeError(f"the run ended with status {self.process.exitcode}:\n{self.log.read_text()}")
+        return self.seconds()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
 
 
-def finish(out: Path, changes: list[str]) -> float:
-    """Run to the end; returns the seconds from its first file on."""
-    process = start(out, changes)
-    wait_for(process, lambda: (out / "settings.json").exists())
-    started = time.monotonic()
-    _, complaint = process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"the run ended with status {process.returncode}:\n{complaint}")
-    return time.monotonic() - started
+def rlhf(arguments: list[str], log: Path) -> None:
+    """What each process does: the command line, with all it says in a file."""
+    from rlhf_lib import cli
+
+    with open(log, "w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.argv = ["rlhf", *arguments]
+    cli.main()
 
 
-def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
+def wait_for(attempt: Attempt, condition: Callable[[], bool]) -> None:
     """Until the condition holds or the process has ended."""
-    while not condition() and process.poll() is None:
-        time.sleep(0.0005)
+    while attempt.lives() and not condition():
+        time.sleep(0.002)
 
 
 def is_writing(out: Path) -> bool:
@@ -77,17 +112,15 @@ def is_writing(out: Path) -> bool:
 
 
 def kill_once(out: Path, undisturbed: dict[str, object], at: float, changes: list[str], *, writing: bool) -> Kill:
-    """A run that is killed `at` seconds after its first file, resumed, and compared."""
-    process = start(out, changes)
-    wait_for(process, lambda: (out / "settings.json").exists())
-    time.sleep(at)
+    """A run that is killed when it has computed for `at` seconds since its first file, resumed, and compared."""
+    attempt = Attempt(out, changes)
+    wait_for(attempt, lambda: attempt.seconds() >= at)
     if writing:
-        wait_for(process, lambda: is_writing(out))
-    hit = process.poll() is None
-    process.kill()
-    process.communicate()
+        wait_for(attempt, lambda: is_writing(out))
+    hit = attempt.lives()
+    attempt.kill()
     while_writing, where = is_writing(out), place(out)
-    finish(out, changes)
+    Attempt(out, changes).finish()
     resumed = content(out)
     names = sorted(resumed.keys() | undisturbed.keys())
     differs = [name for name in names if resumed.get(name) != undisturbed.get(name)]
@@ -124,11 +157,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50, help="how many runs are killed (default 50)")
     parser.add_argument("--set", dest="changes", action="append", default=[], help="KEY=VALUE, as `run` takes it")
     arguments = parser.parse_args()
+    leaks = "ignore::UserWarning:multiprocessing.resource_tracker"  # what is killed does not tidy up
+    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", PYTHONWARNINGS=leaks)
     kills = []
     with tempfile.TemporaryDirectory() as folder:
-        seconds = finish(Path(folder) / "undisturbed", arguments.changes)
+        seconds = Attempt(Path(folder) / "undisturbed", arguments.changes).finish()
         undisturbed = content(Path(folder) / "undisturbed")
-        print(f"undisturbed: {seconds:.1f} s from its first file, {len(undisturbed)} files compared", flush=True)
+        print(f"undisturbed: computes for {seconds:.1f} s from its first file; {len(undisturbed)} files", flush=True)
         for number in range(arguments.kills):
             at = seconds * (number + 0.5) / arguments.kills
             out = Path(folder) / f"killed{number}"
