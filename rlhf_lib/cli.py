@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 INTERRUPTED = 130  # the exit status of what Ctrl-C ended
+STOPPED = "stopped; what was complete is kept: the same command with --resume goes on from there"
 MAKE_ROOM, GO_ELSEWHERE = "make room, then the same command with --resume", "choose an --out where you may write"
 OF_THE_DISK = {  # what is not our mistake, and what to do about it
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), MAKE_ROOM),
@@ -98,11 +99,12 @@ def _status() -> tuple[int, str]:
     from .pipeline.errors import StoppedError, TrainingError, UserError
 
     try:
-        return app(standalone_mode=False) or 0, ""
+        status = app(standalone_mode=False) or 0
+        return status, STOPPED if status == INTERRUPTED else ""
     except StoppedError as stopped:
         return INTERRUPTED, str(stopped)
-    except KeyboardInterrupt:
-        return INTERRUPTED, "stopped"
+    except (KeyboardInterrupt, typer.Abort):  # which of the two, or only a status, depends on typer's version
+        return INTERRUPTED, STOPPED
     except UserError as error:
         return 2, f"error: {_one_line(error)}"
     except TrainingError as error:
@@ -116,7 +118,10 @@ def _status() -> tuple[int, str]:
         if not hasattr(error, "format_message"):  # click's own, which typer brings along under names that vary
             raise
         said = error.format_message()
-        return 2, said if "\n" in said else f"error: {said} See --help."  # of several lines: the help itself
+        return (
+            2,
+            said if "\n" in said else f"error: {said.rstrip('.')}; see --help",
+        )  # of several lines: the help itself
 
 
 def _one_line(error: Exception) -> str:

@@ -208,6 +208,8 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_a_checkpoint_that_cannot_be_resumed(monkeypatch, capsys, copy, case):
     """Refused: hours of work are not begun anew in silence. The line says what to delete if that is wanted."""
     forget(copy, "ppo")
+    with open(copy / "metrics.jsonl", "a") as file:
+        file.write('{"stage": "ppo", "update": 2}\n')  # made after the checkpoint: to be cut only once it is accepted
     damage, says = CHECKPOINTS[case]
     damage(newest(copy))
     before = files(copy)

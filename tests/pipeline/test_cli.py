@@ -101,6 +101,20 @@ def test_nothing_of_that_name_to_rebuild(monkeypatch, capsys):
     assert "there are base, lesson, manifest" in refused(monkeypatch, capsys, "rebuild", "--only", "bse")
 
 
+def test_ctrl_c_where_nothing_is_trained(monkeypatch, capsys):
+    """Rejects a traceback, and a silence that leaves open whether anything is lost."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["rlhf", "run", "--out", "nowhere"])
+    monkeypatch.setattr("rlhf_lib.pipeline.command.run", interrupted)
+    with pytest.raises(SystemExit) as leaving:
+        cli.main()
+    assert leaving.value.code == 130
+    assert capsys.readouterr().err.strip() == cli.STOPPED
+
+
 def test_a_real_process(tmp_path):
     """Rejects a `python -m rlhf_lib` that is wired up otherwise than the functions tested here."""
     command = [sys.executable, "-m", "rlhf_lib", "run", "--out", str(tmp_path / "out"), "--set", "nonsense=1"]
