@@ -38,7 +38,7 @@ def test_nothing_to_read(prompts, responses, says):
     with pytest.raises(ValueError, match=f"{says}.*is empty"):
         make_texts(prompts, responses, pad_token_id=PAD, eos_token_id=EOS)
     if [] in prompts:
-        with pytest.raises(ValueError, match="row 1 .*is empty"):
+        with pytest.raises(ValueError, match=r"row 1 .*is empty"):
             pad_rows(prompts, pad_token_id=PAD)
 
 
