@@ -116,7 +116,8 @@ class Run:
         except OSError as refused:
             look = f"the dump could not be written ({brief(refused)})"
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        return f", namely {', '.join(names[:3])}{more}; {look}"
+        namely = f", namely {', '.join(names[:3])}{more}" if names else ""
+        return f"{namely}; {look}"
 
     def _logged(self, stage: str) -> list[dict]:
         path = self.out / "metrics.jsonl"
