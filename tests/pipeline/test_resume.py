@@ -172,7 +172,7 @@ def test_no_half_a_model(tmp_path, finished, monkeypatch):
         (folder / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(policy, "save_pretrained", lambda folder: (folder.mkdir(), killed(folder)))
+    monkeypatch.setattr(policy, "save_pretrained", lambda folder: (folder.mkdir(exist_ok=True), killed(folder)))
     with pytest.raises(KeyboardInterrupt):
         run.save("sft", policy)
     assert content(out, MADE_BY["sft"]) == before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import shutil
 import sys
@@ -15,7 +14,7 @@ from rlhf_lib.engine.run_folder import RunFolder
 from rlhf_lib.engine.tensorboard import mirrored
 from rlhf_lib.pipeline.pipeline import run_pipeline
 from tests.pipeline.runs import small_run
-from tests.pipeline.test_pipeline import OUTPUTS, content, metrics
+from tests.pipeline.test_pipeline import MADE_BY, content, metrics
 
 INSTALLED = importlib.util.find_spec("tensorboard") is not None
 NEEDS_TENSORBOARD = pytest.mark.skipif(not INSTALLED, reason="TensorBoard is not installed")
@@ -45,8 +44,8 @@ def expected(out: Path, stage: str) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-def assert_a_copy(out: Path) -> None:
-    for stage in ("sft", "reward_model", "ppo"):
+def assert_a_copy(out: Path, *stages: str) -> None:
+    for stage in stages:
         there, wanted = events(out, stage), expected(out, stage)
         assert there.keys() == wanted.keys()
         for name in wanted:
@@ -57,19 +56,21 @@ def assert_a_copy(out: Path) -> None:
 @NEEDS_TENSORBOARD
 def test_events_are_the_metrics(finished):
     """Rejects a metric, a step or a stage that is left out, and steps that are off by one."""
-    assert_a_copy(finished)
+    assert_a_copy(finished, "sft", "reward_model", "ppo")
 
 
 @NEEDS_TENSORBOARD
 def test_after_a_resume(finished, tmp_path):
-    """Rejects events that are there twice, and events of steps after the checkpoint that are made again."""
-    out = shutil.copytree(finished, tmp_path / "run")
-    results = json.loads((out / "results.json").read_text())
-    (out / "results.json").write_text(json.dumps({name: results[name] for name in ("sft", "preferences")}))
-    shutil.rmtree(out / "checkpoints" / "reward_model")
-    run_pipeline(small_run(out, resume=True))
-    assert_a_copy(out)
-    assert content(out, OUTPUTS) == content(finished, OUTPUTS)
+    """Rejects events that are there twice, lost ones of steps before the checkpoint, and old ones of steps after it."""
+    changes = ("ppo.updates=3",)
+    run_pipeline(small_run(tmp_path, *changes, source=finished, checkpoint_seconds=0), ["ppo"])
+    before = content(tmp_path, MADE_BY["ppo"])
+    (tmp_path / "results.json").unlink()
+    shutil.rmtree(tmp_path / "checkpoints" / "ppo" / "step-000003")
+    run_pipeline(small_run(tmp_path, *changes, source=finished, resume=True), ["ppo"])
+    assert_a_copy(tmp_path, "ppo")
+    assert len(events(tmp_path, "ppo")["gold"]) == 3
+    assert content(tmp_path, MADE_BY["ppo"]) == before
 
 
 @NEEDS_TENSORBOARD
