@@ -9,7 +9,12 @@ from typing import Annotated
 import typer
 
 INTERRUPTED = 130  # the exit status of what Ctrl-C ended
-OF_THE_DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}  # not our mistakes
+STOPPED = "stopped; what was complete is kept: the same command with --resume goes on from there"
+MAKE_ROOM, GO_ELSEWHERE = "make room, then the same command with --resume", "choose an --out where you may write"
+OF_THE_DISK = {  # what is not our mistake, and what to do about it
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), MAKE_ROOM),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR), GO_ELSEWHERE),
+}
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -46,13 +51,13 @@ def run(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT where it was stopped.")] = False,
     checkpoint_seconds: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="Save a checkpoint this often; 0 saves after every step.")
+        float, typer.Option(metavar="SECONDS", help="Save a checkpoint this often; 0 saves after every step.")
     ] = 10.0,
 ) -> None:
     """Train a summariser: SFT, preferences, reward model, PPO, evaluation. Needs no network.
 
     Writes the models sft/ reward_model/ policy/ value/ (plain from_pretrained loads them), metrics.jsonl,
-    timing.jsonl, samples.jsonl, report.json and report.html.
+    timing.jsonl, samples.jsonl, report.json and report.html; and tensorboard/ where TensorBoard is installed.
     """
     from .pipeline import command
 
@@ -115,21 +120,41 @@ def lab(context: typer.Context) -> None:
 
 def main() -> None:
     """The entry point. What the user did wrong is one line on stderr and exit status 2, never a traceback."""
+    status, complaint = _status()
+    if complaint:
+        typer.echo(complaint, err=True)
+    raise SystemExit(status)
+
+
+def _status() -> tuple[int, str]:
+    """Run the command that was asked for: the exit status, and what to say about it."""
     from .pipeline.errors import StoppedError, TrainingError, UserError
 
     try:
-        app()
+        status = app(standalone_mode=False) or 0
+        return status, STOPPED if status == INTERRUPTED else ""
     except StoppedError as stopped:
-        typer.echo(str(stopped), err=True)
-        raise SystemExit(INTERRUPTED) from None
+        return INTERRUPTED, str(stopped)
+    except (KeyboardInterrupt, typer.Abort):  # which of the two, or only a status, depends on typer's version
+        return INTERRUPTED, STOPPED
     except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(2) from None
+        return 2, f"error: {_one_line(error)}"
     except TrainingError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(1) from None
+        return 1, f"error: {_one_line(error)}"
     except OSError as error:
         if error.errno not in OF_THE_DISK:
             raise
-        typer.echo(f"error: {error.strerror}: {error.filename or 'the disk'}; what was complete is kept", err=True)
-        raise SystemExit(2) from None
+        what = f"{error.strerror}: {error.filename or 'the disk'}"
+        return 2, f"error: {what}; what was complete is kept: {OF_THE_DISK[error.errno]}"
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # click's own, which typer brings along under names that vary
+            raise
+        said = error.format_message()
+        return (
+            2,
+            said if "\n" in said else f"error: {said.rstrip('.')}; see --help",
+        )  # of several lines: the help itself
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -139,6 +139,7 @@ class PartialLoss:
     total: Scalar
     share: float
     diagnostics: dict[str, Tensor]
+    evidence: dict[str, Tensor]  # what it was made of, for the dump if it is not finite
 
 
 def ppo_loss(state: PPOState, minibatch: Minibatch, config: PPOConfig, parts: Parts) -> Iterator[PartialLoss]:
@@ -175,7 +176,8 @@ def _partial_loss(
             clip_fraction=parts.masked_mean(clipped, mask),
             ratio_max=log_ratio(log_probs, old, mask).exp().max(),
         )
-    return PartialLoss(share * total, share, diagnostics)
+    made_of = dict(new_log_probs=log_probs, new_values=values, entropy=entropy, **diagnostics)
+    return PartialLoss(share * total, share, diagnostics, {**vars(texts), **vars(targets), **made_of})
 
 
 def update(state: PPOState, losses: Iterable[PartialLoss], config: PPOConfig, parts: Parts) -> None:
@@ -185,7 +187,7 @@ def update(state: PPOState, losses: Iterable[PartialLoss], config: PPOConfig, pa
     )
     sums: dict[str, float] = defaultdict(float)
     for loss in losses:
-        optimiser.check_finite("the PPO loss", loss.total).backward()
+        optimiser.backward("the PPO loss", loss.total, state.optimizer, loss.evidence)
         for name, value in loss.diagnostics.items():
             worst = name == "ratio_max"
             sums[name] = max(sums[name], float(value)) if worst else sums[name] + loss.share * float(value)

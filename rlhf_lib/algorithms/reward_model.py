@@ -26,7 +26,8 @@ def train_reward_model(
         scores = parts.read_score(parts.state_values(state.model, batch.texts.tokens), batch.texts)
         chosen, rejected = scores[batch.chosen], scores[batch.rejected]
         loss = parts.preference_loss(chosen, rejected).mean()
-        optimiser.check_finite("the preference loss", loss).backward()
+        evidence = {**vars(batch.texts), "chosen": batch.chosen, "rejected": batch.rejected, "scores": scores}
+        optimiser.backward("the preference loss", loss, state.optimizer, evidence)
         grad_norms = optimiser.step(state.optimizer, max_grad_norm=config.max_grad_norm)
         state.step += 1
         yield dict(

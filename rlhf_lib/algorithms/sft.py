@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..engine import optimiser
 from ..engine.batching import buckets, micro_batch
 from ..maths.alignment import action_mask_from_lengths
 from ..maths.records import Texts
-from ..maths.shapes import ActionMask
+from ..maths.shapes import ActionMask, Scalar
 from . import bounds
 from .parts import Parts
 
@@ -22,7 +22,7 @@ def train_sft(state: SFTState, batches: Iterable[Texts], config: SFTConfig, part
     for batch in batches:
         factor = parts.schedule(state.step, config.steps)
         optimiser.set_learning_rates(state.optimizer, config.learning_rate * factor)
-        loss = sum(_accumulate(share * part) for share, part in _losses(state.model, batch, config, parts))
+        loss = sum(_accumulate(state, *partial) for partial in _losses(state.model, batch, config, parts))
         (grad_norm,) = optimiser.step(state.optimizer, max_grad_norm=config.max_grad_norm)
         state.step += 1
         yield dict(step=state.step, loss=loss, grad_norm=grad_norm, learning_rate=config.learning_rate * factor)
@@ -64,16 +64,19 @@ def target_mask(texts: Texts, *, imitate_query: bool) -> ActionMask:
     return action_mask_from_lengths(from_token, texts.sequence_lengths, texts.tokens.shape[1])
 
 
-def _losses(model: nn.Module, batch: Texts, config: SFTConfig, parts: Parts) -> Iterator[tuple[float, torch.Tensor]]:
-    """Share of the batch's targets and mean loss of each micro-batch."""
+def _losses(
+    model: nn.Module, batch: Texts, config: SFTConfig, parts: Parts
+) -> Iterator[tuple[Scalar, dict[str, Tensor]]]:
+    """Mean loss of each micro-batch, scaled by its share of the batch's targets, and what it was made of."""
     total = target_mask(batch, imitate_query=config.imitate_query).sum()
     for index in buckets(batch, config.micro_batch_size):
         texts = micro_batch(batch, batch, index)
         mask = target_mask(texts, imitate_query=config.imitate_query)
         log_probs, _ = parts.score_actions(model, texts.tokens, mask, temperature=1.0)
-        yield float(mask.sum() / total), parts.masked_mean(parts.sft_loss(log_probs, mask), mask)
+        loss = parts.masked_mean(parts.sft_loss(log_probs, mask), mask)
+        yield float(mask.sum() / total) * loss, {**vars(texts), "target_mask": mask, "log_probs": log_probs}
 
 
-def _accumulate(loss: torch.Tensor) -> float:
-    optimiser.check_finite("the SFT loss", loss).backward()
+def _accumulate(state: SFTState, loss: Scalar, evidence: dict[str, Tensor]) -> float:
+    optimiser.backward("the SFT loss", loss, state.optimizer, evidence)
     return float(loss.detach())

@@ -11,7 +11,8 @@ from ..maths.records import Record, Texts, trim
 
 
 def pad_rows(rows: Sequence[Sequence[int]], *, pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """[B, T] token ids padded on the right, and [B] lengths."""
+    """[B, T] token ids padded on the right, and [B] lengths. Every row must have a token."""
+    _refuse_empty("row", rows)
     lengths = torch.tensor([len(row) for row in rows])
     width = int(lengths.max())
     return torch.tensor([[*row, *[pad_token_id] * (width - len(row))] for row in rows]), lengths
@@ -20,7 +21,9 @@ def pad_rows(rows: Sequence[Sequence[int]], *, pad_token_id: int) -> tuple[Tenso
 def make_texts(
     prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, pad_token_id: int, eos_token_id: int
 ) -> Texts:
-    """Prompt and response in one right-padded row. A response ends with its EOS, or it has none."""
+    """Prompt and response in one right-padded row, neither of them empty. A response ends with its EOS, or has none."""
+    _refuse_empty("prompt", prompts)
+    _refuse_empty("response", responses)
     tokens, lengths = pad_rows([[*p, *r] for p, r in zip(prompts, responses, strict=True)], pad_token_id=pad_token_id)
     return Texts(
         tokens=tokens,
@@ -58,3 +61,8 @@ def in_micro_batches(
 
 def _widen(result: Tensor, missing: int) -> Tensor:
     return result if result.dim() == 1 else torch.nn.functional.pad(result, (0, missing))
+
+
+def _refuse_empty(what: str, rows: Sequence[Sequence[int]]) -> None:
+    if not all(rows):
+        raise ValueError(f"{what} {list(map(bool, rows)).index(False)} (counted from 0) of {len(rows)} is empty")

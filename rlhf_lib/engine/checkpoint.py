@@ -19,25 +19,37 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .files import DamagedError, brief, flush, naming
+
 FORMAT = 1
 KEPT = 2
 TENSORS, FACTS = "tensors.safetensors", "checkpoint.json"
+MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW knows of each weight
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that is incomplete, damaged, or of another format; the message names it."""
+class CheckpointError(DamagedError):
+    """A checkpoint that is incomplete, damaged, or of another version; the message names it."""
+
+
+class OtherVersionError(CheckpointError):
+    """A checkpoint that is sound, but not one that this version of the course, or this model, can go on from."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint that was read and found sound."""
 
+    path: Path
     step: int
     facts: dict
     tensors: dict[str, Tensor]
 
     def restore(self, models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
-        """Put weights and optimiser state back, bit for bit."""
+        """Put weights and optimiser state back, bit for bit.
+
+        raises  OtherVersionError, before anything is changed, if they are not those of these models
+        """
+        self._refuse_misfits(models, optimizer)
         with torch.no_grad():
             for name, model in models.items():
                 for key, weight in model.named_parameters():
@@ -49,6 +61,23 @@ class Checkpoint:
                 state.setdefault(int(path[0]), {})[path[1]] = tensor
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
+    def _refuse_misfits(self, models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
+        weights = {f"{name}/{key}": weight.shape for name, m in models.items() for key, weight in m.named_parameters()}
+        trained = [weight for group in optimizer.param_groups for weight in group["params"]]
+        known = {str(place) for name in self.tensors if name.startswith("optimizer/") for place in [name.split("/")[1]]}
+        moments = {
+            f"optimizer/{place}/{key}": torch.Size() if key == "step" else weight.shape
+            for place, weight in enumerate(trained)
+            for key in MOMENTS
+            if str(place) in known  # a weight that no loss has reached yet has none
+        }
+        wanted, found = {**weights, **moments}, {name: tensor.shape for name, tensor in self.tensors.items()}
+        if misfits := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
+            raise OtherVersionError(
+                f"checkpoint {self.path} does not fit these models and their optimiser (first at {misfits[0]}, "
+                f"{len(misfits)} in all): it was made by another version"
+            )
+
 
 def save(
     folder: Path, step: int, models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, facts: dict
@@ -56,30 +85,41 @@ def save(
     """Write `folder/step-...` atomically, then forget all but the latest two."""
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / ".draft"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    save_file(_tensors(models, optimizer), draft / TENSORS)
-    written = {"format": FORMAT, "step": step, "sha256": _digest(draft / TENSORS), "facts": facts}
-    (draft / FACTS).write_text(json.dumps(written), encoding="utf-8")
-    for path in (draft / TENSORS, draft / FACTS, draft):
-        _flush(path)
-    target = folder / f"step-{step:06d}"
-    shutil.rmtree(target, ignore_errors=True)
-    os.rename(draft, target)
-    _flush(folder)
+    target, draft = folder / f"step-{step:06d}", folder / ".draft"
+    with naming(target):
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        save_file(_tensors(models, optimizer), draft / TENSORS)
+        written = {"format": FORMAT, "step": step, "sha256": _digest(draft / TENSORS), "facts": facts}
+        (draft / FACTS).write_text(json.dumps(written), encoding="utf-8")
+        for path in (draft / TENSORS, draft / FACTS, draft):
+            flush(path)
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(draft, target)
+        flush(folder)
     for old in _steps(folder)[:-KEPT]:
         shutil.rmtree(old)
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """The newest sound checkpoint, or None; damaged ones are named on stderr and passed over."""
-    for path in reversed(_steps(folder)):
+    """The newest sound checkpoint, or None if there is none at all; damaged ones are named on stderr and passed over.
+
+    raises  OtherVersionError if the newest sound one is of another version
+            CheckpointError   if all are damaged: whoever calls must not take that for "nothing was done yet"
+    """
+    steps = _steps(folder)
+    for path in reversed(steps):
         try:
             return read(path)
+        except OtherVersionError:
+            raise
         except CheckpointError as error:
-            print(f"{error}; going back to the one before it", file=sys.stderr)
+            print(
+                f"{error}; {'going back to the one before it' if path != steps[0] else 'none is left'}", file=sys.stderr
+            )
+    if steps:
+        raise CheckpointError(f"none of the {len(steps)} checkpoints in {folder} can be read")
     return None
 
 
@@ -91,12 +131,14 @@ def read(path: Path) -> Checkpoint:
     try:
         written = json.loads((path / FACTS).read_text(encoding="utf-8"))
         if written["format"] != FORMAT:
-            raise CheckpointError(f"checkpoint {path} has format {written['format']}, this version reads {FORMAT}")
+            raise OtherVersionError(
+                f"checkpoint {path} has format {written['format']}, this version of the course reads {FORMAT}"
+            )
         if _digest(path / TENSORS) != written["sha256"]:
             raise CheckpointError(f"checkpoint {path} is damaged: its tensors are not the ones that were written")
-        return Checkpoint(written["step"], written["facts"], load_file(path / TENSORS))
+        return Checkpoint(path, written["step"], written["facts"], load_file(path / TENSORS))
     except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise CheckpointError(f"checkpoint {path} is damaged ({type(error).__name__}: {error})") from None
+        raise CheckpointError(f"checkpoint {path} is damaged ({brief(error)})") from None
 
 
 def _tensors(models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -113,14 +155,3 @@ def _steps(folder: Path) -> list[Path]:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Make sure that it is on the disk, not only on its way there. Windows cannot flush folders, and need not."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,6 +19,7 @@ from ..maths.alignment import acting_states, action_log_probs, actions_of
 from ..maths.masking import keep
 from ..maths.records import Texts
 from ..maths.shapes import ActionMask, PerAction, PerRow, PerState, Tokens
+from .loading import load_model
 
 LOGITS_AT_ONCE = 2**22  # numbers in one block of logits: 16 MiB in float32
 
@@ -27,14 +28,14 @@ def load_policy(folder: str | Path) -> nn.Module:
     """A causal language model in float32, in evaluation mode (no dropout anywhere, as in N+)."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return load_model(AutoModelForCausalLM, folder)
 
 
 def load_scorer(folder: str | Path) -> nn.Module:
     """A sequence-classification model with one output: a reward model, or a critic read at every state."""
     from transformers import AutoModelForSequenceClassification
 
-    return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32).eval()
+    return load_model(AutoModelForSequenceClassification, folder, num_labels=1)
 
 
 def freeze(model: nn.Module) -> nn.Module:

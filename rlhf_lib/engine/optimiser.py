@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or gradient is NaN or infinite; the weights are those of before this step."""
+    """A loss or gradient is NaN or infinite; the weights are those of before this step.
+
+    evidence   the tensors of the micro-batch in which it showed, by name, with the terms of its loss
+    gradients  each weight that had a gradient, with this gradient
+    """
+
+    def __init__(self, message: str, evidence: Mapping[str, Tensor], gradients: Mapping[nn.Parameter, Tensor]):
+        super().__init__(message)
+        self.evidence, self.gradients = evidence, gradients
 
 
 def make_optimizer(
@@ -31,8 +39,7 @@ def step(optimizer: torch.optim.Optimizer, *, max_grad_norm: float | None) -> li
         norm = nn.utils.clip_grad_norm_(group["params"], math.inf if max_grad_norm is None else max_grad_norm)
         norms.append(float(norm))
     if not all(map(math.isfinite, norms)):
-        optimizer.zero_grad(set_to_none=True)
-        raise NonFiniteError(f"gradient norms {norms} are not finite")
+        raise NonFiniteError(f"gradient norms {norms} are not finite", {}, _take_gradients(optimizer))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norms
@@ -55,8 +62,24 @@ def cosine_decay(step: int, steps: int) -> float:
     return (1 + math.cos(math.pi * step / steps)) / 2
 
 
-def check_finite(name: str, value: Tensor) -> Tensor:
-    """The value, or NonFiniteError naming it."""
-    if not torch.isfinite(value).all():
-        raise NonFiniteError(f"{name} is not finite: {value.tolist()}")
-    return value
+def backward(name: str, loss: Tensor, optimizer: torch.optim.Optimizer, evidence: Mapping[str, Tensor]) -> None:
+    """Add the gradients of a micro-batch's loss to those that are there, as long as all of it is finite.
+
+    evidence  what the loss was made of, by name: what one wants to look at when it is not finite
+    raises    NonFiniteError with the evidence and the gradients, which are then cleared; no weight has changed
+    """
+    found = {**evidence, "loss": loss.detach()}
+    if not torch.isfinite(loss).all():
+        raise NonFiniteError(f"{name} is not finite: {loss.tolist()}", found, _take_gradients(optimizer))
+    loss.backward()
+    gradients = [w.grad for group in optimizer.param_groups for w in group["params"] if w.grad is not None]
+    if not torch.isfinite(torch.stack([gradient.norm() for gradient in gradients])).all():
+        raise NonFiniteError(f"the gradient of {name} is not finite", found, _take_gradients(optimizer))
+
+
+def _take_gradients(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, Tensor]:
+    """The gradients by weight; the weights are left without."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
+    gradients = {weight: weight.grad for weight in weights}
+    optimizer.zero_grad(set_to_none=True)
+    return gradients

@@ -12,6 +12,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .files import DamagedError, flush, naming
+
+LOGS = ("metrics.jsonl", "timing.jsonl")
+
 
 class RunFolder:
     """Paths and writers. Metrics hold neither time nor memory, so that equal runs have equal files."""
@@ -25,41 +29,65 @@ class RunFolder:
 
     def write_json(self, name: str, data: object) -> None:
         """Atomically: the old file stays until the new one is complete."""
-        target = self / name
-        draft = target.with_name(f".{target.name}.draft")
-        draft.write_text(json.dumps(strict(data), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(draft, target)
+        self._write(name, json.dumps(strict(data), indent=2, allow_nan=False) + "\n")
 
     def read_json(self, name: str, default: dict | None = None) -> dict:
         """The content of a file, or `default` where there is no such file."""
         if default is not None and not (self / name).exists():
             return default
-        return json.loads((self / name).read_text(encoding="utf-8"))
+        try:
+            return _object((self / name).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DamagedError(f"{self / name} is damaged ({error}): restore it, or choose another folder") from None
 
     def write_lines(self, name: str, rows: Iterable[dict]) -> None:
         """One JSON object a line, atomically."""
+        self._write(name, "".join(json.dumps(strict(row), allow_nan=False) + "\n" for row in rows))
+
+    def _write(self, name: str, text: str) -> None:
         target = self / name
         draft = target.with_name(f".{target.name}.draft")
-        draft.write_text("".join(json.dumps(strict(row), allow_nan=False) + "\n" for row in rows), encoding="utf-8")
-        os.replace(draft, target)
+        with naming(target):
+            draft.write_text(text, encoding="utf-8")
+            flush(draft)
+            os.replace(draft, target)
+
+    def check_logs(self) -> None:
+        """raises DamagedError if a line of the logs is broken; a last one that a kill cut short does not count."""
+        for path in map(self.__truediv__, LOGS):
+            if path.exists():
+                content = path.read_bytes()
+                _rows(path, content[: content.rfind(b"\n") + 1])
 
     def restart_stage(self, stage: str) -> None:
         """Forget what an earlier run of this stage logged, and a last line that a kill cut short."""
-        for name in ("metrics.jsonl", "timing.jsonl"):
+        for name in LOGS:
             if (self / name).exists():
                 self._drop_broken_line(name)
                 self.write_lines(name, [row for row in read_lines(self / name) if row["stage"] != stage])
 
+    def resume_logs(self, size: int) -> None:
+        """Go back to metrics.jsonl as it was at `size` bytes; of the times, drop only a last line that is cut short."""
+        self.cut("metrics.jsonl", size)
+        if (self / "timing.jsonl").exists():
+            self._drop_broken_line("timing.jsonl")
+
     def flush(self, name: str) -> int:
         """Make sure that a file is on the disk, not only on its way there; returns its size in bytes."""
-        with open(self / name, "rb+") as file:
-            os.fsync(file.fileno())
-            return file.seek(0, os.SEEK_END)
+        flush(self / name)
+        return (self / name).stat().st_size
 
     def cut(self, name: str, size: int) -> None:
-        """Forget what was appended to a file after it had `size` bytes."""
-        if (self / name).stat().st_size < size:
-            raise ValueError(f"{self / name} is shorter than the {size} bytes it had: lines of it are lost")
+        """Forget what was appended to a file after it had `size` bytes.
+
+        raises  DamagedError if it is shorter than that
+        """
+        found = (self / name).stat().st_size if (self / name).exists() else 0
+        if found < size:
+            raise DamagedError(
+                f"{self / name} is shorter than it was ({found} of {size} bytes): lines of it are lost; restore it, or "
+                "choose another folder"
+            )
         os.truncate(self / name, size)
 
     def _drop_broken_line(self, name: str) -> None:
@@ -74,10 +102,11 @@ class RunFolder:
             open(self / "timing.jsonl", "a", encoding="utf-8") as timing,
         ):
             for number, step in enumerate(steps, start):
-                print(json.dumps(strict({"stage": stage, **step}), allow_nan=False), file=metrics, flush=True)
                 now = time.perf_counter()
                 spent = {"stage": stage, "step": number, "seconds": now - started, "peak_mib": peak_memory_mib()}
-                print(json.dumps(spent), file=timing, flush=True)
+                for file, row in ((metrics, {"stage": stage, **step}), (timing, spent)):
+                    with naming(file.name):
+                        print(json.dumps(strict(row), allow_nan=False), file=file, flush=True)
                 started = now
                 yield step
 
@@ -92,14 +121,32 @@ def strict(data: object) -> object:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The rows of a JSON-lines file; a broken row is named by file and line."""
+    """The rows of a JSON-lines file.
+
+    raises  DamagedError naming file and line if a row is broken
+    """
+    return _rows(path, path.read_bytes())
+
+
+def _rows(path: Path, content: bytes) -> list[dict]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    lines = content.split(b"\n")  # and nowhere else: a string may hold other line separators
+    for number, line in enumerate(lines[:-1] if not lines[-1] else lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from None
+            rows.append(_object(line.decode("utf-8")))
+        except ValueError as error:
+            raise DamagedError(f"{path}, line {number}: {error}; mend that line, or make the file again") from None
     return rows
+
+
+def _object(text: str) -> dict:
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg})") from None
+    if not isinstance(data, dict):
+        raise ValueError("not a JSON object")
+    return data
 
 
 def peak_memory_mib() -> float:

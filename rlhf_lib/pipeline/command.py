@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..engine.run_folder import RunFolder, read_lines
 from ..worlds.tiny_tldr.world import TinyTLDR
 from . import assets
 from .errors import OccupiedError, SettingsError
+from .inputs import damage_explained
 from .pipeline import run_pipeline, value_of
 from .report import write_report
 from .run import Run
@@ -36,6 +38,7 @@ SHOWN = {  # metrics on the live line, by stage, with the name they are shown un
 LABELS = {"sft": "SFT", "reward_model": "reward model", "ppo": "PPO", "held_out_preferences": "held-out pairs"}
 
 
+@damage_explained()
 def run(
     out: Path,
     preset: str,
@@ -48,6 +51,8 @@ def run(
 ) -> None:
     """The `run` command."""
     settings = load_settings(preset, changes, seed=seed)
+    if not 0 <= checkpoint_seconds < math.inf:
+        raise SettingsError(f"--checkpoint-seconds {checkpoint_seconds}: must be a finite number of at least 0")
     for stage in stages:
         if stage not in STAGES:
             raise SettingsError(f"there is no stage {stage!r}; the stages are {', '.join(STAGES)}")

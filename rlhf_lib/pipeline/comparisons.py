@@ -26,13 +26,18 @@ from .texts import Summary, make_world_texts, write_summaries
 
 
 def label(run: Run, policy: nn.Module, split: str, posts: int) -> Iterator[dict]:
-    """Rows for `posts` posts of a split: several summaries of each, and the reader's choice in every pair."""
+    """Rows for `posts` posts of a split: several summaries of each, and the reader's choice in every pair.
+
+    A summary without a word is left out, and with it a post that has fewer than two others: there is nothing to read.
+    """
     config = run.settings.preferences
     of_split = run.world.posts(split, posts)
     repeated = [post for post in of_split for _ in range(config.samples_per_post)]
     written = write_summaries(run, policy, repeated, split, temperature=config.temperature)
     for post in of_split:
-        summaries = list(itertools.islice(written, config.samples_per_post))
+        summaries = [summary for summary in itertools.islice(written, config.samples_per_post) if summary.text]
+        if len(summaries) < 2:
+            continue
         yield dict(
             prompt=post.prompt,
             summaries=[summary.text for summary in summaries],

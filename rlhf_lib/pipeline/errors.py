@@ -13,6 +13,10 @@ class MissingInputError(UserError, FileNotFoundError):
     """A stage needs what an earlier stage makes, and it is not there."""
 
 
+class InputError(UserError, ValueError):
+    """A file or folder that a stage reads is damaged, of another version, or holds what cannot be used."""
+
+
 class StoppedError(UserError):
     """The user stopped the run; the message says how to go on."""
 

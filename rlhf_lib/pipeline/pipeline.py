@@ -10,8 +10,10 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 
 from .. import __version__
+from ..engine.files import brief
 from ..engine.run_folder import peak_memory_mib, stopwatch
 from .errors import OccupiedError, SettingsError
+from .inputs import damage_explained
 from .run import Run
 from .settings import Settings, from_json, keys
 from .stages import STAGES
@@ -19,6 +21,7 @@ from .stages import STAGES
 VERSIONS_OF = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "safetensors")
 
 
+@damage_explained()
 def run_pipeline(run: Run, stages: Sequence[str] = tuple(STAGES)) -> dict:
     """Run the stages in order; returns the report (and writes it once the evaluation is there).
 
@@ -26,8 +29,10 @@ def run_pipeline(run: Run, stages: Sequence[str] = tuple(STAGES)) -> dict:
     of later stages are not: they are about models that are now others.
     """
     refuse_too_long(run)
+    refuse_too_few(run, stages)
     refuse_other_settings(run)
     refuse_to_overwrite(run, stages)
+    run.out.check_logs()
     run.out.write_json("settings.json", asdict(run.settings))
     finished = run.out.read_json("results.json", {})
     results = {**run.source.read_json("results.json", {}), **finished}
@@ -58,12 +63,27 @@ def refuse_too_long(run: Run) -> None:
         )
 
 
+def refuse_too_few(run: Run, stages: Sequence[str]) -> None:
+    """raises SettingsError if the preferences to be made would not fill a batch: better now than after SFT."""
+    posts, batch = run.settings.preferences.posts, run.settings.reward_model.posts_per_batch
+    if posts < batch and {"preferences", "reward_model"} <= set(stages):
+        raise SettingsError(
+            f"preferences.posts={posts} gives too few pairs for a batch of reward_model.posts_per_batch={batch} posts: "
+            "raise the one or lower the other"
+        )
+
+
 def refuse_other_settings(run: Run) -> None:
     """raises SettingsError if the output folder belongs to a run with other settings: mixing two runs helps nobody."""
     path = run.out / "settings.json"
     if not path.exists():
         return
-    there = from_json(path.read_text(encoding="utf-8"))
+    try:
+        there = from_json(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SettingsError(
+            f"{path} cannot be read as settings of this version ({brief(error)}): choose another --out"
+        ) from None
     different = [key for key in ["preset", *keys(there)] if value_of(there, key) != value_of(run.settings, key)]
     if different:
         key = different[0]

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -14,12 +14,14 @@ from torch import nn
 
 from ..algorithms.parts import Parts
 from ..algorithms.step_zero import StepZeroError
-from ..engine import checkpoint, models
+from ..engine import checkpoint, dump, models
+from ..engine.files import brief, naming
 from ..engine.interrupt import graceful_stop
 from ..engine.optimiser import NonFiniteError
 from ..engine.run_folder import RunFolder, read_lines
+from ..engine.tensorboard import mirrored
 from ..worlds.tiny_tldr.world import TinyTLDR
-from .errors import MissingInputError, StoppedError, TrainingError
+from .errors import InputError, MissingInputError, StoppedError, TrainingError
 from .settings import Settings
 
 # called with a stage, its steps, how many there are in all, and done=how many were done before
@@ -69,11 +71,15 @@ class Run:
         steps  gives the steps that follow when so many are done; all randomness in it depends on the step alone
         """
         start = self._restore(stage, trained, optimizer)
-        logged = self.progress(stage, self.out.log(stage, steps(start), start=start), total, done=start)
+        logged = mirrored(
+            self.out / "tensorboard" / stage, self.out.log(stage, steps(start), start=start), before=self._logged(stage)
+        )
+        shown = self.progress(stage, logged, total, done=start)
         last_saved = time.monotonic()
-        with graceful_stop() as stop, closing(logged), self._explained(stage):
-            for done, _ in enumerate(logged, start + 1):
+        with graceful_stop() as stop, closing(shown), self._explained(stage, trained):
+            for done, _ in enumerate(shown, start + 1):
                 if time.monotonic() - last_saved >= self.checkpoint_seconds or done == total or stop.requested:
+                    dump.refuse_non_finite(trained)
                     facts = {"metrics_bytes": self.out.flush("metrics.jsonl")}
                     checkpoint.save(self._checkpoints(stage), done, trained, optimizer, facts)
                     last_saved = time.monotonic()
@@ -84,33 +90,65 @@ class Run:
                     )
 
     @contextmanager
-    def _explained(self, stage: str) -> Iterator[None]:
+    def _explained(self, stage: str, trained: Mapping[str, nn.Module]) -> Iterator[None]:
         """Say in which stage and after which step training went wrong, and what is left of it."""
         try:
             yield
         except (NonFiniteError, StepZeroError) as error:
-            done = sum(row["stage"] == stage for row in read_lines(self.out / "metrics.jsonl"))
-            saved = checkpoint.latest(self._checkpoints(stage))
+            done, saved = len(self._logged(stage)), checkpoint.latest(self._checkpoints(stage))
             kept = (
                 f"the checkpoint of step {saved.step} is kept" if saved else "no checkpoint of this stage had been made"
             )
-            raise TrainingError(f"stage {stage} failed after step {done}: {error} ({kept})") from error
+            seen = str(error)
+            if isinstance(error, NonFiniteError):
+                seen += self._dump(error, trained, stage, done, str(saved.path) if saved else None)
+            raise TrainingError(f"stage {stage} failed after step {done}: {seen} ({kept})") from error
+
+    def _dump(
+        self, error: NonFiniteError, trained: Mapping[str, nn.Module], stage: str, done: int, saved: str | None
+    ) -> str:
+        """Write what is needed to find out why; says what is not finite and how to look at it."""
+        folder, names = self.out / "dump", dump.culprits(error, trained)
+        facts = {"stage": stage, "steps_done": done, "checkpoint": saved, "settings": asdict(self.settings)}
+        try:
+            dump.write(folder, error, trained, {**facts, "parts": self.parts.fingerprint()})
+            look = f"look at it with python -m rlhf_lib.engine.dump {folder}"
+        except OSError as refused:
+            look = f"the dump could not be written ({brief(refused)})"
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        namely = f", namely {', '.join(names[:3])}{more}" if names else ""
+        return f"{namely}; {look}"
+
+    def _logged(self, stage: str) -> list[dict]:
+        path = self.out / "metrics.jsonl"
+        return [row for row in read_lines(path) if row["stage"] == stage] if path.exists() else []
 
     def save(self, name: str, model: nn.Module) -> None:
-        """A folder that plain `from_pretrained` loads, tokenizer included."""
-        model.save_pretrained(self.out / name)
-        self.world.tokenizer.save_pretrained(self.out / name)
+        """A folder that plain `from_pretrained` loads, tokenizer included; it appears when it is complete."""
+        draft = self.out / f".{name}.draft"
+        with naming(self.out / name):
+            shutil.rmtree(draft, ignore_errors=True)
+            model.save_pretrained(draft)
+            self.world.tokenizer.save_pretrained(draft)
+            shutil.rmtree(self.out / name, ignore_errors=True)
+            draft.rename(self.out / name)
 
     def _restore(self, stage: str, trained: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> int:
         """Put the last checkpoint back if there is one to resume, else begin anew; returns the steps done."""
-        saved = checkpoint.latest(self._checkpoints(stage)) if self.resume else None
-        if saved is None:
-            self.out.restart_stage(stage)
-            shutil.rmtree(self._checkpoints(stage), ignore_errors=True)
-            return 0
-        saved.restore(trained, optimizer)
-        self.out.cut("metrics.jsonl", saved.facts["metrics_bytes"])
-        return saved.step
+        try:
+            saved = checkpoint.latest(self._checkpoints(stage)) if self.resume else None
+            if saved:
+                saved.restore(trained, optimizer)
+                self.out.resume_logs(saved.facts["metrics_bytes"])
+                return saved.step
+        except checkpoint.CheckpointError as error:
+            raise InputError(
+                f"{error}: resume with the version that made it, or delete {self._checkpoints(stage)} to begin stage "
+                f"{stage} anew"
+            ) from error
+        self.out.restart_stage(stage)
+        shutil.rmtree(self._checkpoints(stage), ignore_errors=True)
+        return 0
 
     def _checkpoints(self, stage: str) -> Path:
         return self.out / "checkpoints" / stage
@@ -121,7 +159,13 @@ class Run:
 
         if not (folder / "tokenizer.json").exists():
             raise MissingInputError(f"{folder} has no tokenizer.json: a model needs the tokenizer it was trained with")
-        if PreTrainedTokenizerFast.from_pretrained(folder).get_vocab() != self.world.tokenizer.get_vocab():
+        try:
+            vocabulary = PreTrainedTokenizerFast.from_pretrained(folder).get_vocab()
+        except Exception as error:  # the tokenizers library raises nothing more precise
+            raise InputError(
+                f"the tokenizer in {folder} is damaged ({brief(error)}): make that folder again"
+            ) from error
+        if vocabulary != self.world.tokenizer.get_vocab():
             raise MissingInputError(
                 f"the tokenizer in {folder} has another vocabulary than this world's: start from a run of this world"
             )

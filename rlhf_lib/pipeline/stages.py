@@ -18,6 +18,7 @@ from ..engine import models
 from ..engine.run_folder import read_lines
 from . import comparisons
 from .evaluation import compare_policies
+from .inputs import read_comparisons
 from .run import Run
 from .texts import PromptStream, reference_texts
 
@@ -55,7 +56,9 @@ def run_reward_model(run: Run) -> dict:
     config, world, seed = run.settings.reward_model, run.world, run.settings.seed
     scorer = models.scorer_from_policy(run.policy("sft"), seed=seed)
     state = reward_model.new_state(scorer, config)
-    rows = read_lines(run.input("preferences.jsonl"))
+    least, why = config.posts_per_batch, f"fewer than reward_model.posts_per_batch={config.posts_per_batch}"
+    rows = read_comparisons(world, run.input("preferences.jsonl"), at_least=least, why=why)
+    held_out = read_comparisons(world, run.input("held_out_preferences.jsonl"), at_least=1, why="and one is needed")
 
     def steps(done: int) -> Iterator[dict]:
         state.step = done
@@ -66,7 +69,6 @@ def run_reward_model(run: Run) -> dict:
     references = reference_texts(world, world.posts("sft", run.settings.evaluation.posts))
     reward_model.centre(scorer, references, micro_batch_size=run.settings.ppo.micro_batch_size, parts=run.parts)
     run.save("reward_model", scorer)
-    held_out = read_lines(run.input("held_out_preferences.jsonl"))
     return {**comparisons.accuracy(run, scorer, held_out), "pairs": sum(len(row["pairs"]) for row in rows)}
 
 

@@ -29,6 +29,19 @@ def look(texts):
     return (texts.tokens * real).double() / 7, actions, texts.tokens.sum(1)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "responses", "says"),
+    [([[5], [], [6]], [[7]] * 3, "prompt 1 "), ([[5], [6]], [[7], []], "response 1 ")],
+)
+def test_nothing_to_read(prompts, responses, says):
+    """Rejects an empty prompt hidden by its response (the first action would have no state), and an IndexError."""
+    with pytest.raises(ValueError, match=f"{says}.*is empty"):
+        make_texts(prompts, responses, pad_token_id=PAD, eos_token_id=EOS)
+    if [] in prompts:
+        with pytest.raises(ValueError, match=r"row 1 .*is empty"):
+            pad_rows(prompts, pad_token_id=PAD)
+
+
 @given(pairs, st.integers(1, 8))
 def test_micro_batches_give_what_the_whole_gives(lengths, rows):
     """Rejects rows left in sorted order, results left at their bucket's width, and a last bucket that is dropped."""

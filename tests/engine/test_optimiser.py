@@ -89,9 +89,26 @@ def test_learning_rates_for_all_or_each():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_check_finite_names_what_is_not(bad):
-    """Rejects a check that looks for NaN alone, and one that keeps the name to itself."""
-    fine = floats(1, 2)
-    assert optimiser.check_finite("x", fine) is fine
-    with pytest.raises(NonFiniteError, match="the PPO loss is not finite"):
-        optimiser.check_finite("the PPO loss", floats(1, bad))
+def test_a_loss_that_is_not_finite_is_named(bad):
+    """Rejects a check for NaN alone, one that keeps name or evidence to itself, and gradients that are left behind."""
+    (weight,) = weights_with_gradients((1, 2))
+    optimizer, terms = torch.optim.SGD([weight], lr=1.0), {"ratio": floats(1, bad)}
+    with pytest.raises(NonFiniteError, match="the PPO loss is not finite") as failure:
+        optimiser.backward("the PPO loss", weight.sum() * bad, optimizer, terms)
+    assert failure.value.evidence["ratio"] is terms["ratio"]
+    assert not torch.isfinite(failure.value.evidence["loss"])
+    assert_close(failure.value.gradients[weight], floats(1, 2))  # of the micro-batches before
+    assert weight.grad is None
+
+
+def test_a_gradient_that_is_not_finite_is_named():
+    """Rejects a check of the loss alone: sqrt(0) is 0, its slope is infinite. Fine gradients add up as ever."""
+    fine, steep = weights_with_gradients((1,), (0,))
+    optimizer = torch.optim.SGD([fine, steep], lr=1.0)
+    optimiser.backward("x", fine.sum(), optimizer, {})
+    assert_close(fine.grad, floats(2))
+    with pytest.raises(NonFiniteError, match="the gradient of x is not finite") as failure:
+        optimiser.backward("x", (fine + steep.sqrt()).sum(), optimizer, {"a": floats(7)})
+    assert failure.value.gradients[steep].isinf().all() and fine.grad is None
+    assert_close(failure.value.gradients[fine], floats(3))
+    assert_close(failure.value.evidence["a"], floats(7))

@@ -95,6 +95,18 @@ def test_every_pair_is_shown_to_a_reader_of_its_own():
     assert len({tuple(map(tuple, pairs)) for pairs in answers}) == 8
 
 
+def test_summaries_without_a_word(tmp_path, monkeypatch):
+    """Rejects an empty summary that comes back as an unknown word, one taken from the next post, and a lone summary."""
+    texts = ["a", "", "b", "c", "", "", "d", "e", "f"]  # three summaries of three posts
+    written = (Summary(text, True, 1.0) for text in texts)
+    monkeypatch.setattr(comparisons, "write_summaries", lambda *_, **__: written)
+    first, third = comparisons.label(small_run(tmp_path), None, "preferences", 3)
+    posts = WORLD.posts("preferences", 3)
+    assert (first["prompt"], first["summaries"]) == (posts[0].prompt, ["a", "b"])
+    assert (third["prompt"], third["summaries"]) == (posts[2].prompt, ["d", "e", "f"])
+    assert [len(row["pairs"]) for row in (first, third)] == [1, 3]
+
+
 def test_labelled_rows(tmp_path):
     """Rejects a summary that lies with another post's row, and a gold score that is not the text's."""
     run = small_run(tmp_path, "preferences.samples_per_post=3")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -15,13 +16,14 @@ import pytest
 from filelock import FileLock
 
 from rlhf_lib.engine import checkpoint
+from rlhf_lib.engine.run_folder import read_lines
 from rlhf_lib.pipeline.pipeline import run_pipeline
 from tests.pipeline.runs import SMALL, small_run
-from tests.pipeline.test_pipeline import OUTPUTS, content
+from tests.pipeline.test_pipeline import MADE_BY, OUTPUTS, content
 
 LONGER = ("sft.steps=12", "reward_model.steps=12", "ppo.updates=6")
 KILLS = 10
-PATIENCE = 60  # seconds for one process
+PATIENCE = 240  # seconds for one process, on a machine that is busy with other things
 
 
 def command(out: Path) -> list[str]:
@@ -103,7 +105,7 @@ def test_ctrl_c(undisturbed, tmp_path):
     assert checkpoint.latest(tmp_path / "checkpoints" / "sft").step == steps_done(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "no facts", "another format"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "no facts", "facts cut"])
 def test_a_damaged_checkpoint(undisturbed, tmp_path, damage, capsys):
     """Rejects weights taken from a damaged file: it is named, the one before is used, and the end is the same."""
     out = tmp_path / "run"
@@ -124,11 +126,56 @@ def test_a_damaged_checkpoint(undisturbed, tmp_path, damage, capsys):
         )
     if damage == "no facts":
         facts.unlink()
-    if damage == "another format":
-        facts.write_text(facts.read_text().replace('"format": 1', '"format": 99'))
+    if damage == "facts cut":
+        facts.write_text(facts.read_text()[:40])
     run_pipeline(small_run(out, *LONGER, resume=True))
     assert f"checkpoint {newest}" in capsys.readouterr().err
     assert content(out, OUTPUTS) == content(undisturbed, OUTPUTS)
+
+
+def test_a_clock_that_jumps(undisturbed, tmp_path, monkeypatch):
+    """Rejects a run that reads the time of day: a laptop wakes up days later, or its clock is set back, and goes on.
+
+    The monotonic clock may stand still or run on while the machine sleeps; it decides only when a checkpoint is due.
+    """
+    days = itertools.cycle([0.0, 3e5, -7e5])
+    real, steady = time.time, time.monotonic
+    monkeypatch.setattr(time, "time", lambda: real() + next(days))
+    monkeypatch.setattr(time, "monotonic", lambda hours=itertools.count(): steady() + 3600 * next(hours))
+    run_pipeline(small_run(tmp_path, *LONGER, checkpoint_seconds=5000))
+    assert content(tmp_path, OUTPUTS) == content(undisturbed, OUTPUTS)
+    kept = sorted(path.name for path in (tmp_path / "checkpoints" / "ppo").iterdir())
+    assert kept == ["step-000004", "step-000006"]  # every second step, by the monotonic clock
+
+
+def test_a_time_that_was_cut_short(undisturbed, tmp_path):
+    """Rejects a resume that appends to half a line of timing.jsonl: the next stage would stumble over it."""
+    out = shutil.copytree(undisturbed, tmp_path / "run")
+    results = json.loads((out / "results.json").read_text())
+    (out / "results.json").write_text(json.dumps({"sft": results["sft"], "preferences": results["preferences"]}))
+    newest = sorted((out / "checkpoints" / "reward_model").iterdir())[-1]
+    shutil.rmtree(newest)  # one step is left to do
+    with open(out / "timing.jsonl", "a") as file:
+        file.write('{"stage": "ppo", "st')
+    run_pipeline(small_run(out, *LONGER, resume=True))
+    assert content(out, OUTPUTS) == content(undisturbed, OUTPUTS)
+    assert {row["stage"] for row in read_lines(out / "timing.jsonl")} == {"sft", "reward_model", "ppo"}
+
+
+def test_no_half_a_model(tmp_path, finished, monkeypatch):
+    """Rejects a model written into its own folder: after a kill in the middle, the one before is still whole."""
+    out = shutil.copytree(finished, tmp_path / "run")
+    run, before = small_run(out), content(out, MADE_BY["sft"])
+    policy = run.policy("sft")
+
+    def killed(folder):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(policy, "save_pretrained", lambda folder: (folder.mkdir(exist_ok=True), killed(folder)))
+    with pytest.raises(KeyboardInterrupt):
+        run.save("sft", policy)
+    assert content(out, MADE_BY["sft"]) == before
 
 
 def test_two_runs_in_one_folder(tmp_path):
