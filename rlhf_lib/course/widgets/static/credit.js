@@ -73,7 +73,7 @@ class GaeExplorer {
     const choices = data.rows[row];
     this.given = Object.fromEntries(EDITABLE.map((name) => [name, numbers(choices[name])]));
     this.lines = choices.actions.map((action, i) => this.drawLine(choices.places[i], action, i));
-    this.heads = ["t", "action", "reward", "value", "TD error (λ = 0)", "advantage", "", "moved by", "Monte Carlo (λ = 1)", "return"]
+    this.heads = ["t", "action", "reward", "value", "TD error (λ\u00a0=\u00a00)", "advantage", "", "moved by", "Monte Carlo (λ\u00a0=\u00a01)", "return"]
       .map((text) => make("th", { scope: "col", text }));
     fill(this.table, make("caption", { text: `Row ${row}: credit for each choice` }), make("tr", {}, ...this.heads),
       ...this.lines.map(({ element }) => element));
@@ -112,7 +112,7 @@ class GaeExplorer {
   }
 
   update(tracks, view) {
-    this.heads[5].textContent = `advantage (λ = ${show(view.lam, 2)})`;
+    this.heads[5].textContent = `advantage (λ\u00a0=\u00a0${show(view.lam, 2)})`;
     const finite = [...tracks.advantages, ...tracks.deltas, ...tracks.monteCarlo].filter(Number.isFinite).map(Math.abs);
     const scale = Math.max(0, ...finite);
     const isEdited = (name, i) => view[name].some(([place]) => place === i);

@@ -2,7 +2,7 @@
 import { button, choice, fill, instrument, make, numbers, show, spoken, walkable, write } from "./base.js";
 
 const EPS = 1e-8; // of whitening, inside the root
-const [NAMES_EM, CELL_EM] = [9, 5.2];
+const [NAMES_EM, CELL_EM] = [6.5, 5];
 const PADDING = [["given", "as given"], ["nan", "one NaN"], ["inf", "one ∞"], ["nines", "all 9"]];
 const WAYS = [["plain", "plain: every cell"], ["multiplied", "multiplied: x·mask"], ["selected", "selected: where(mask, x, 0)"]];
 
@@ -156,11 +156,11 @@ class MaskExplorer {
     ];
     const total = (list) => show(sum(list.filter((_, t) => counts[t])));
     const texts = [
-      ["sum of what counts", entries.map((entry, t) => bracketed(entry, counts[t]))],
+      ["sum", entries.map((entry, t) => bracketed(entry, counts[t]))],
       ["", counts.map(String)],
       ...results.map((list) => [total(list), list.map((entry) => show(entry))]),
     ];
-    write(this.caption, this.data().row_names[b]);
+    write(this.caption, `${this.data().row_names[b]}, and the sum of what counts`);
     this.lines.forEach((line, i) => {
       write(line.total, texts[i][0]);
       line.cells.forEach((cell, t) => {
