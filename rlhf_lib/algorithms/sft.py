@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..engine import optimiser
+from ..engine import models, optimiser
 from ..engine.batching import buckets, micro_batch
 from ..maths.alignment import action_mask_from_lengths
 from ..maths.records import Texts
@@ -70,7 +70,7 @@ def _losses(model: nn.Module, batch: Texts, config: SFTConfig, parts: Parts) -> 
     for index in buckets(batch, config.micro_batch_size):
         texts = micro_batch(batch, batch, index)
         mask = target_mask(texts, imitate_query=config.imitate_query)
-        log_probs, _ = parts.score_actions(model, texts.tokens, mask, temperature=1.0)
+        log_probs, _ = parts.score_actions(model, texts.tokens, mask, temperature=1.0, entropy=models.no_entropy)
         yield float(mask.sum() / total), parts.masked_mean(parts.sft_loss(log_probs, mask), mask)
 
 

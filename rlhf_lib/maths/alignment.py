@@ -26,6 +26,11 @@ def acting_states(per_state: Shaped[Tensor, "B states *rest"]) -> Shaped[Tensor,
     return per_state[:, :-1]
 
 
+def acting_mask(action_mask: ActionMask) -> Bool[Tensor, "B states"]:
+    """True in each state in which something that counts is chosen next: those whose output somebody reads."""
+    return torch.nn.functional.pad(action_mask, (0, 1), value=False)
+
+
 def values_before(values: PerState) -> PerAction:
     """V(state in which choice t was made)."""
     return values[:, :-1]
