@@ -22,10 +22,11 @@ from .drawing import new_figure, save
 
 ROOT = Path(__file__).parent.parent
 ROWS = 16  # of a micro-batch, whatever the batch
+BASE = dict(layers=2, batch=ROWS, micro_batches=1)  # of "fixed lengths": 72 tokens, a vocabulary of 4,096
 SIZES = {
-    "batch, episodes": [dict(batch=n, micro_batches=n // ROWS) for n in (32, 64, 128)],
-    "length, tokens": [dict(prompt=2 * n // 3, response=n // 3) for n in (72, 144, 288)],
-    "vocabulary, tokens": [dict(vocab=n) for n in (8192, 32768, 131072)],
+    "batch, episodes": [dict(batch=n, micro_batches=n // ROWS) for n in (16, 32, 64)],
+    "length, tokens": [dict(prompt=2 * n // 3, response=n // 3) for n in (36, 72, 144)],
+    "vocabulary, tokens": [dict(vocab=n) for n in (4096, 16384, 65536)],
 }
 MEASURES = {"cpu_seconds": "time", "mib": "memory"}
 
@@ -37,7 +38,7 @@ def size_of(change: dict[str, int]) -> int:
 def measure(change: dict[str, int], updates: int, runs: int) -> dict[str, float]:
     """The least of each measure over some runs."""
     command = [sys.executable, "-m", "benchmarks.one_side", "ours", "--updates", str(updates)]
-    for name, number in {"batch": 2 * ROWS, "micro_batches": 2, **change}.items():
+    for name, number in {**BASE, **change}.items():
         command += ["--change", f"{name}={number}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     found = []

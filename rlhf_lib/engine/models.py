@@ -21,7 +21,7 @@ from ..maths.alignment import acting_states, actions_of
 from ..maths.records import Texts
 from ..maths.shapes import ActionMask, PerAction, PerRow, PerState, Tokens
 
-LOGITS_AT_ONCE = 2**21  # numbers in one block of logits: 8 MiB in float32
+LOGITS_AT_ONCE = 2**22  # numbers in one block of logits: 16 MiB in float32
 
 
 def load_policy(folder: str | Path) -> nn.Module:

@@ -32,7 +32,7 @@ from tests.algorithms.tiny_world import (
     whole_minibatch,
 )
 from tests.helpers import assert_close, bools, floats, gae_spec
-from tests.tiny import EOS, LargestTensor, Table, gradients_of, same_weights, tiny_llama, weights_of
+from tests.tiny import EOS, LargestTensor, Table, gradients_of, same_weights, weights_of
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
 METRICS = """
@@ -267,7 +267,7 @@ def largest_tensor_of_an_update(**replaced) -> tuple[int, int]:
     """Numbers in the largest tensor of a whole PPO update with a vocabulary of 3,000, and B * T * V."""
     vocab, rows = 3000, 48
     config = replace(CONFIG, batch_size=rows, micro_batch_size=rows // 2, response_length=12)
-    state = new_state(config, policy=tiny_llama(vocab=vocab), eos_token_id=-1)
+    state = new_state(config, vocab=vocab, eos_token_id=-1)
     with LargestTensor() as seen:
         next(train_ppo(state, prompt_batches(1, rows), config, replace(PARTS, **replaced)))
     return seen.numbers, config.micro_batch_size * (1 + config.response_length) * vocab
