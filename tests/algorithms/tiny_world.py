@@ -24,7 +24,9 @@ def prompt_batches(updates: int = CONFIG.updates, rows: int = CONFIG.batch_size)
     return [ragged_prompts(rows, seed=seed) for seed in range(updates)]
 
 
-def new_state(config: PPOConfig = CONFIG, parts: Parts = PARTS, *, seed: int = 0, vocab: int = VOCAB, **rest) -> PPOState:
+def new_state(
+    config: PPOConfig = CONFIG, parts: Parts = PARTS, *, seed: int = 0, vocab: int = VOCAB, **rest
+) -> PPOState:
     """Before the first update: policy and reference are equal, critic and reward model are not."""
     policy = rest.pop("policy", None) or tiny_llama(vocab=vocab)
     critic, reward_model = (scorer_from_policy(tiny_llama(vocab=vocab), seed=seed) for seed in (1, 2))
