@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -128,3 +130,14 @@ class _OneHot(nn.Module):
 
     def forward(self, input_ids: Tensor, **_) -> SimpleNamespace:
         return SimpleNamespace(last_hidden_state=nn.functional.one_hot(input_ids, self.vocab).float())
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers how many numbers the largest result of any operation had."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.numbers = max([self.numbers, *(x.numel() for x in tree_leaves(result) if isinstance(x, torch.Tensor))])
+        return result

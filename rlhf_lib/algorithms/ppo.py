@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from ..engine import models, optimiser
 from ..engine.batching import buckets, in_micro_batches, micro_batch
 from ..engine.sampling import uniforms
+from ..maths.alignment import acting_mask
 from ..maths.losses import log_ratio
 from ..maths.records import Prompts, Rollout, Samples, Targets
-from ..maths.shapes import PerAction, PerRow, Scalar
+from ..maths.shapes import PerAction, PerRow, PerState, Scalar
 from .parts import Parts
 from .ppo_config import PPOConfig
 from .step_zero import assert_step_zero
@@ -94,9 +95,13 @@ def collect(state: PPOState, batch: Prompts, config: PPOConfig, parts: Parts) ->
     )  # fmt: skip
 
     def look(texts: Samples) -> tuple[Tensor, ...]:
-        ask = dict(temperature=config.temperature, entropy=parts.entropy)
-        log_probs, entropies = parts.score_actions(state.policy, texts.tokens, texts.action_mask, **ask)
-        ref_log_probs, _ = parts.score_actions(state.reference, texts.tokens, texts.action_mask, **ask)
+        what = texts.tokens, texts.action_mask
+        log_probs, entropies = parts.score_actions(
+            state.policy, *what, temperature=config.temperature, entropy=parts.entropy
+        )
+        ref_log_probs, _ = parts.score_actions(
+            state.reference, *what, temperature=config.temperature, entropy=models.no_entropy
+        )
         values = parts.state_values(state.critic, texts.tokens)
         scores = parts.read_score(parts.state_values(state.reward_model, texts.tokens), texts)
         return log_probs, entropies, ref_log_probs, values, scores
@@ -155,10 +160,7 @@ def _partial_loss(
     state: PPOState, texts: Rollout, targets: Targets, share: float, config: PPOConfig, parts: Parts
 ) -> PartialLoss:
     mask, old = texts.action_mask, texts.old_log_probs
-    log_probs, entropies = parts.score_actions(
-        state.policy, texts.tokens, mask, temperature=config.temperature, entropy=parts.entropy
-    )
-    values = parts.state_values(state.critic, texts.tokens)
+    log_probs, entropies, values = _look_again(state, texts, config, parts)
     policy_loss = parts.masked_mean(parts.policy_loss(log_probs, old, targets.advantages, mask, clip=config.clip), mask)
     value_loss = parts.masked_mean(
         parts.value_loss(values, texts.values, targets.returns, mask, clip=config.value_clip), mask
@@ -178,6 +180,19 @@ def _partial_loss(
         )
     made_of = dict(new_log_probs=log_probs, new_values=values, entropy=entropy, **diagnostics)
     return PartialLoss(share * total, share, diagnostics, {**vars(texts), **vars(targets), **made_of})
+
+
+def _look_again(
+    state: PPOState, texts: Rollout, config: PPOConfig, parts: Parts
+) -> tuple[PerAction, PerAction, PerState]:
+    """What policy and critic make of the texts now, with gradients; no work goes into what nobody reads."""
+    entropy = parts.entropy if config.entropy_coef else models.no_entropy
+    sparing = (state.policy, state.critic) if config.skip_unread else ()
+    with models.last_mlp_only_where(acting_mask(texts.action_mask), *sparing):
+        log_probs, entropies = parts.score_actions(
+            state.policy, texts.tokens, texts.action_mask, temperature=config.temperature, entropy=entropy
+        )
+        return log_probs, entropies, parts.state_values(state.critic, texts.tokens)
 
 
 def update(state: PPOState, losses: Iterable[PartialLoss], config: PPOConfig, parts: Parts) -> None:

@@ -16,6 +16,7 @@ class PPOConfig:
     minibatches: int = 1  # a rollout and epoch, N+
     epochs: int = 4  # passes over a rollout, N+
     micro_batch_size: int = 32  # rows in memory at once; changes no result
+    skip_unread: bool = False  # no last feed-forward in states that nobody reads; changes results by rounding only
     response_length: int = 24  # tokens at most; N+ 53
     temperature: float = 0.7  # the policy is softmax(logits / temperature), N+
     learning_rate: float = 3e-6  # at the first update, then linearly to 0, N+

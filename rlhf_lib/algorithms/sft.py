@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..engine import optimiser
+from ..engine import models, optimiser
 from ..engine.batching import buckets, micro_batch
 from ..maths.alignment import action_mask_from_lengths
 from ..maths.records import Texts
@@ -72,7 +72,7 @@ def _losses(
     for index in buckets(batch, config.micro_batch_size):
         texts = micro_batch(batch, batch, index)
         mask = target_mask(texts, imitate_query=config.imitate_query)
-        log_probs, _ = parts.score_actions(model, texts.tokens, mask, temperature=1.0)
+        log_probs, _ = parts.score_actions(model, texts.tokens, mask, temperature=1.0, entropy=models.no_entropy)
         loss = parts.masked_mean(parts.sft_loss(log_probs, mask), mask)
         yield float(mask.sum() / total) * loss, {**vars(texts), "target_mask": mask, "log_probs": log_probs}
 

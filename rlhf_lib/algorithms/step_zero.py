@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..engine import models
 from ..engine.batching import in_micro_batches
+from ..maths.alignment import acting_mask
 from ..maths.diagnostics import step_zero_gaps
 from ..maths.records import Rollout
 from .parts import Parts
@@ -40,9 +42,10 @@ def assert_step_zero(policy: nn.Module, rollout: Rollout, config: PPOConfig, par
     """
 
     def score_for_training(texts: Rollout) -> tuple[Tensor, ...]:
-        log_probs, _ = parts.score_actions(
-            policy, texts.tokens, texts.action_mask, temperature=config.temperature, entropy=parts.entropy
-        )
+        with models.last_mlp_only_where(acting_mask(texts.action_mask), *([policy] if config.skip_unread else [])):
+            log_probs, _ = parts.score_actions(
+                policy, texts.tokens, texts.action_mask, temperature=config.temperature, entropy=models.no_entropy
+            )
         return (log_probs.detach(),)
 
     (log_probs,) = in_micro_batches(score_for_training, rollout, config.micro_batch_size)

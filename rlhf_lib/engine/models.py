@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -48,6 +50,36 @@ def hidden_states(model: nn.Module, tokens: Tokens) -> Tensor:
     return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
 
 
+@contextmanager
+def last_mlp_only_where(read: Bool[Tensor, "B states"], *of: nn.Module) -> Iterator[None]:
+    """Within, the last feed-forward part of these models runs in the states that somebody reads, and gives 0 elsewhere.
+
+    It looks at one state at a time and nothing but the head comes after it, so that what is read is what it would be,
+    up to rounding. In a long prompt with a short response this is most of that layer's work.
+    """
+
+    def gather(_, inputs: tuple[Tensor, ...]) -> Tensor:
+        return inputs[0][read]
+
+    def scatter(_, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        blank = output.new_zeros(*read.shape, output.shape[-1])
+        return blank.index_put(read.nonzero(as_tuple=True), output)
+
+    last = [[m for name, m in model.base_model.named_modules() if name.endswith(".mlp")][-1:] for model in of]
+    hooks = [hook for (mlp,) in filter(None, last)
+             for hook in (mlp.register_forward_pre_hook(gather), mlp.register_forward_hook(scatter))]  # fmt: skip
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def no_entropy(logits: Tensor) -> Tensor:
+    """In place of `losses.entropy` where nobody reads it: it costs two passes over the vocabulary, and two back."""
+    return logits.new_zeros(logits.shape[:-1])
+
+
 def score_actions(
     model: nn.Module,
     tokens: Tokens,
@@ -67,7 +99,7 @@ def score_actions(
     head = model.get_output_embeddings()
 
     def score_block(states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(states).float() / temperature
+        logits = head(states).float().div_(temperature)  # in place: it may be the largest tensor there is
         log_probs = logits.log_softmax(-1).gather(-1, actions[:, None]).squeeze(-1)
         return log_probs, entropy(logits)
 

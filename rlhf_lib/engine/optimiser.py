@@ -36,7 +36,9 @@ def step(optimizer: torch.optim.Optimizer, *, max_grad_norm: float | None) -> li
     """
     norms = []
     for group in optimizer.param_groups:
-        norm = nn.utils.clip_grad_norm_(group["params"], math.inf if max_grad_norm is None else max_grad_norm)
+        norm = nn.utils.get_total_norm([weight.grad for weight in group["params"] if weight.grad is not None])
+        if max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(group["params"], max_grad_norm, norm)
         norms.append(float(norm))
     if not all(map(math.isfinite, norms)):
         raise NonFiniteError(f"gradient norms {norms} are not finite", {}, _take_gradients(optimizer))

@@ -38,6 +38,11 @@ def action_log_probs(logits: Float[Tensor, "B states V"], tokens: Tokens) -> Per
     return log_probs.gather(-1, actions_of(tokens)[..., None]).squeeze(-1)
 
 
+def acting_mask(action_mask: ActionMask) -> Bool[Tensor, "B states"]:
+    """True in each state in which something that counts is chosen next: those whose output somebody reads."""
+    return torch.nn.functional.pad(action_mask, (0, 1), value=False)
+
+
 def values_before(values: PerState) -> PerAction:
     """V(state in which choice t was made)."""
     return values[:, :-1]

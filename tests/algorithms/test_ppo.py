@@ -18,6 +18,7 @@ from rlhf_lib.algorithms.ppo import (
     train_ppo,
 )
 from rlhf_lib.algorithms.step_zero import LIMITS
+from rlhf_lib.engine import models
 from rlhf_lib.engine.optimiser import NonFiniteError
 from rlhf_lib.maths.masking import mask_from_lengths
 from rlhf_lib.maths.records import Prompts, Rollout
@@ -31,7 +32,7 @@ from tests.algorithms.tiny_world import (
     whole_minibatch,
 )
 from tests.helpers import assert_close, bools, floats, gae_spec
-from tests.tiny import EOS, Table, gradients_of, same_weights, weights_of
+from tests.tiny import EOS, LargestTensor, Table, gradients_of, same_weights, weights_of
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
 METRICS = """
@@ -260,6 +261,42 @@ def test_a_loss_that_is_not_finite_changes_no_weight():
     with pytest.raises(NonFiniteError, match="the PPO loss"):
         ppo.update(state, ppo_loss(state, minibatch, CONFIG, PARTS), CONFIG, PARTS)
     assert same_weights(before, weights_of(state.policy))
+
+
+def largest_tensor_of_an_update(**replaced) -> tuple[int, int]:
+    """Numbers in the largest tensor of a whole PPO update with a vocabulary of 3,000, and B * T * V."""
+    vocab, rows = 3000, 48
+    config = replace(CONFIG, batch_size=rows, micro_batch_size=rows // 2, response_length=12)
+    state = new_state(config, vocab=vocab, eos_token_id=-1)
+    with LargestTensor() as seen:
+        next(train_ppo(state, prompt_batches(1, rows), config, replace(PARTS, **replaced)))
+    return seen.numbers, config.micro_batch_size * (1 + config.response_length) * vocab
+
+
+def test_an_update_never_holds_the_vocabulary_at_every_place(monkeypatch):
+    """Rejects logits of [B, T, V] in any verb: sampling, scoring, the step-zero check, loss, backward, optimiser."""
+    monkeypatch.setattr(models, "LOGITS_AT_ONCE", 8 * 3000)
+    largest, whole = largest_tensor_of_an_update()
+    assert largest <= 48 * 3000 < whole / 4  # one row of logits for each prompt, in the sampler
+
+
+def test_the_reader_of_sizes_sees_a_naive_score():
+    """Rejects a recorder that overlooks logits of [B, T, V] when somebody makes them."""
+
+    def naive(model, tokens, action_mask, *, temperature, entropy):
+        whole = Categorical(logits=model(tokens).logits[:, :-1] / temperature)
+        return whole.log_prob(tokens[:, 1:]) * action_mask, whole.entropy() * action_mask
+
+    largest, whole = largest_tensor_of_an_update(score_actions=naive)
+    assert largest >= whole
+
+
+def test_skipping_what_nobody_reads_changes_rounding_only():
+    """Rejects a loss, or a gradient, that depended on the last feed-forward of an unread state."""
+    state = moved_state()
+    minibatch = whole_minibatch(state)
+    skipped = gradients(state, minibatch, replace(CONFIG, skip_unread=True))
+    torch.testing.assert_close(skipped, gradients(state, minibatch, CONFIG), rtol=1e-4, atol=1e-5)
 
 
 # train_ppo, measure

@@ -10,7 +10,7 @@ from rlhf_lib.algorithms.ppo import PPOConfig, PPOState
 from rlhf_lib.algorithms.reward_model import Comparisons
 from rlhf_lib.engine.models import scorer_from_policy
 from rlhf_lib.maths.records import Prompts
-from tests.tiny import PAD, disturb, ragged_prompts, ragged_texts, tiny_llama
+from tests.tiny import PAD, VOCAB, disturb, ragged_prompts, ragged_texts, tiny_llama
 
 CONFIG = PPOConfig(
     updates=4, batch_size=8, minibatches=2, epochs=2, micro_batch_size=3, response_length=5, learning_rate=1e-3,
@@ -24,10 +24,12 @@ def prompt_batches(updates: int = CONFIG.updates, rows: int = CONFIG.batch_size)
     return [ragged_prompts(rows, seed=seed) for seed in range(updates)]
 
 
-def new_state(config: PPOConfig = CONFIG, parts: Parts = PARTS, *, seed: int = 0, **rest) -> PPOState:
+def new_state(
+    config: PPOConfig = CONFIG, parts: Parts = PARTS, *, seed: int = 0, vocab: int = VOCAB, **rest
+) -> PPOState:
     """Before the first update: policy and reference are equal, critic and reward model are not."""
-    policy = rest.pop("policy", None) or tiny_llama()
-    critic, reward_model = (scorer_from_policy(tiny_llama(), seed=seed) for seed in (1, 2))
+    policy = rest.pop("policy", None) or tiny_llama(vocab=vocab)
+    critic, reward_model = (scorer_from_policy(tiny_llama(vocab=vocab), seed=seed) for seed in (1, 2))
     reward_model.config.reward_offset = 0.4
     rest = dict(seed=seed, eos_token_id=OFTEN, pad_token_id=PAD) | rest
     return ppo.new_state(policy, disturb(critic), disturb(reward_model), config, parts, **rest)

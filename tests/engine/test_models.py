@@ -5,18 +5,17 @@ import functools
 import pytest
 import torch
 from torch.distributions import Categorical
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForSequenceClassification
 
 from rlhf_lib.engine import models
 from rlhf_lib.engine.models import read_score, score_actions, scorer_from_policy, state_values
-from rlhf_lib.maths.alignment import action_mask_from_lengths
+from rlhf_lib.maths.alignment import acting_mask, action_mask_from_lengths
 from tests.tiny import (
     MODELS,
     PAD,
     VOCAB,
     WIDTH,
+    LargestTensor,
     disturb,
     gradients_of,
     ragged_texts,
@@ -88,17 +87,6 @@ def test_blocks_change_no_value_and_no_gradient(monkeypatch, rows):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Remembers how many numbers the largest result of any operation had."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        self.numbers = max([self.numbers, *(x.numel() for x in tree_leaves(result) if isinstance(x, torch.Tensor))])
-        return result
-
-
 def test_no_tensor_of_the_whole_vocabulary_at_every_place(monkeypatch):
     """Rejects logits of [B, T, V] in forward or backward, and blocks that are all kept until backward."""
     vocab, texts = 3000, ragged_texts(rows=40)
@@ -136,6 +124,39 @@ def test_scores_nothing_but_the_actions():
     log_probs, entropies = score_actions(model, texts.tokens, mask, temperature=0.7)
     assert sum(reached) == int(mask.sum())
     assert not log_probs[~mask].any() and not entropies[~mask].any()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_skipping_the_last_feed_forward_changes_nothing_that_is_read(name):
+    """Rejects a mask that is off by one state, rows mixed up on the way back, and a layer that is not the last."""
+    texts = ragged_texts()
+    mask = mask_of(texts)
+    weights = torch.arange(1.0, mask.numel() + 1).reshape(mask.shape) / mask.numel()
+
+    def look(*sparing):
+        model = MODELS[name]()
+        critic = scorer_from_policy(model, seed=3)
+        with models.last_mlp_only_where(acting_mask(mask), *(chosen for chosen in (model, critic) if sparing)):
+            log_probs, entropies = score_actions(model, texts.tokens, mask, temperature=0.7)
+            values = models.state_values(critic, texts.tokens)[:, :-1] * mask
+        (weights * (log_probs - 0.3 * entropies + values)).sum().backward()
+        return log_probs.detach(), entropies.detach(), values.detach(), gradients_of(model), gradients_of(critic)
+
+    torch.testing.assert_close(look("both"), look(), rtol=1e-4, atol=2e-5)
+
+
+def test_the_last_feed_forward_is_spared_and_only_within():
+    """Rejects hooks that stay on the model, after an error too, and a feed-forward that runs on everything still."""
+    model, texts, seen = tiny_llama(), ragged_texts(), []
+    read = acting_mask(mask_of(texts))
+    first, last = (model.model.layers[at].mlp.gate_proj for at in (0, -1))
+    for layer in (first, last):
+        layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[:-1].numel()))
+    with pytest.raises(KeyError), models.last_mlp_only_where(read, model):
+        models.hidden_states(model, texts.tokens)
+        raise KeyError
+    models.hidden_states(model, texts.tokens)
+    assert seen == [read.numel(), int(read.sum()), read.numel(), read.numel()]
 
 
 # Values and scores

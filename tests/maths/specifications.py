@@ -176,6 +176,11 @@ def check_action_mask_from_lengths(fn: Callable) -> None:
     helpers.assert_refuses(fn, two, torch.tensor([3, 6]), 5, says="6 tokens does not fit a row of 5")
 
 
+def check_acting_mask(fn: Callable) -> None:
+    """One wider; the state in which choice t is made is state t, and the last state makes none."""
+    assert_close(fn(bools(".xx.", "xxxx", "....")), bools(".xx..", "xxxx.", "....."))
+
+
 def check_another_follows(fn: Callable) -> None:
     """True at every choice but the last, also where a row is full or has no choice."""
     assert_close(fn(bools(".xxx.", "..xxx", "x....", "xxxxx", ".....")),

@@ -217,6 +217,11 @@ MUTANTS: dict[str, Mutants] = {
             (torch.arange(n) >= p[:, None]) & (torch.arange(n) < (p + s)[:, None])
         )[:, 1:],
     },
+    "acting_mask": {
+        "the states that choices lead to": lambda m: pad(m, (1, 0)),
+        "the last state acts as well": lambda m: pad(m, (0, 1), value=True),
+        "as wide as the actions": lambda m: m,
+    },
     "another_follows": {
         "wraps round": lambda m: m & m.roll(-1, 1),
         "something follows a full row": lambda m: m & pad(m[:, 1:], (0, 1), value=True),

@@ -10,7 +10,7 @@ from rlhf_lib.pipeline.settings import PRESETS, change, from_json, keys, load_se
 
 TINY = PRESETS["tiny"]
 KEYS = keys(TINY)
-NUMBERS = [key for key in KEYS if key != "sft.imitate_query"]
+NUMBERS = [key for key in KEYS if not isinstance(value_of(TINY, key), bool)]
 WHOLE = [key for key in NUMBERS if isinstance(value_of(TINY, key), int)]
 MAY_BE_ZERO = {
     "seed", "ppo.kl_coef", "ppo.value_coef", "ppo.entropy_coef", "ppo.gamma", "ppo.lam", "ppo.score_without_eos",
