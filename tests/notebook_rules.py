@@ -183,7 +183,8 @@ def _texts(cell: NotebookNode) -> Iterator[str]:
 
 def builds_on_the_library(page: Page) -> Iterator[str]:
     """A lesson imports what exists. It defines nothing under the name of a function of maths (a slow version is called
-    gae_loop, a wrong one by its mistake; what a check is shown carries a tag), and no function with the body of one of maths or algorithms.
+    gae_loop, a wrong one by its mistake; what a check is shown carries a tag), and no function with the body of one of
+    maths or algorithms.
     """
     if page.folder != LESSONS:
         return
