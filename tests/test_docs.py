@@ -50,8 +50,29 @@ def test_relative_links_lead_somewhere(page):
             assert anchor in anchors(linked.read_text(encoding="utf-8")), f"{page.name} links to {target}"
 
 
+@pytest.mark.parametrize("page", ["README.md", "notebooks/README.md"])
+def test_every_lesson_is_linked(page):
+    """Catches a lesson, or in the README its exercise, that readers of the page would not find."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    folders = ("notebooks", "exercises") if page == "README.md" else ("notebooks",)
+    for notebook in (path for folder in folders for path in sorted((ROOT / folder).glob("*.ipynb"))):
+        target = notebook.relative_to((ROOT / page).parent).as_posix()
+        assert f"]({target})" in text, f"{page} does not link to {target}"
+
+
 def anchors(text: str) -> set[str]:
     """Explicit ids, and headings as GitHub slugs them."""
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
     slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
     return slugs | set(re.findall(r'id="([^"]+)"', text))
+
+
+def test_the_readme_shows_what_a_check_really_says(monkeypatch, tmp_path):
+    """Catches a sample in the README that no check says any more."""
+    from rlhf_lib.course.checking import judge
+    from rlhf_lib.course.exercises import by_name
+
+    monkeypatch.setenv("RLHF_WORK", str(tmp_path))
+    exercise = by_name("td_errors")
+    twin = next(twin for twin in exercise.twins if twin.says.startswith("you bootstrapped from padding"))
+    assert str(judge(exercise, twin.answer)) in (ROOT / "README.md").read_text(encoding="utf-8")
