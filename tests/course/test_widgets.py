@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from rlhf_lib.algorithms.parts import Parts
-from rlhf_lib.course.widgets import alignment_microscope, gae_explorer, kl_explorer, mask_explorer
+from rlhf_lib.course.widgets import alignment_microscope, clip_explorer, gae_explorer, kl_explorer, mask_explorer
+from rlhf_lib.course.widgets.clip import REGIONS, regions_of
 from rlhf_lib.course.widgets.divergence import filtered, inverse_cdf
 from rlhf_lib.course.widgets.instrument import STATIC, html_table, module
 from rlhf_lib.course.widgets.microscope import late, one_slot_later, trimmed, untrimmed
@@ -193,6 +194,28 @@ def test_draws_never_reach_what_is_cut():
     ]
 
 
+def test_the_static_clip_explorer():
+    """Rejects counts that stand at another region, an action off the mask that is counted, the two fractions swapped, a
+    slope in the ratio instead of in log p.
+    """
+    ratio = floats([1.0, 1.5, 1.5, 0.5, 2.0])
+    case = ratio.log(), torch.zeros_like(ratio), floats([1.0, 1.0, -1.0, -2.0, 9.0]), bools("xxxx.")
+    widget = clip_explorer(*case, clip=0.2)
+    widget.view = dict(clip=0.2, ratio=1.5, advantage=-2.0)
+    regions, all_actions, hand = tables(widget)
+    assert [regions[title][1] for _, title, _ in REGIONS] == ["1", "1", "1", "0", "1", "0"]
+    assert all_actions["clip fraction"] == ["0.500"] and all_actions["if every ratio outside counted"] == ["0.750"]
+    assert all_actions["mean loss"] == [show((-1.0 - 1.2 + 1.5 + 1.6) / 4)]
+    assert hand == {"": [""], "objective": ["−3.000"], "loss": ["3.000"], "its slope in log p": ["3.000"]}
+
+
+def test_regions_with_edges():
+    """Rejects an edge that counts as outside, and NaN or no advantage counted in a region."""
+    ratios = torch.tensor([0.5, 1.5, math.inf, math.nan, 0.4, 0.4], dtype=torch.float64)
+    advantages = torch.tensor([-1.0, 1.0, 1.0, 1.0, 0.0, math.nan], dtype=torch.float64)
+    assert regions_of(ratios, advantages, clip=0.5) == ["within", "within", "high_good", *["neither"] * 3]
+
+
 # What the microscope computes
 
 
@@ -234,6 +257,9 @@ def test_every_switch_has_its_variant():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: clip_explorer(*torch.ones(3, 1, 2), torch.ones(1, 2) < 0), "no action counts"),
+        (lambda: clip_explorer(*torch.ones(3, 1, 2), torch.ones(1, 3) > 0), "must have one shape"),
+        (lambda: clip_explorer(*torch.ones(3, 1, 2), torch.ones(1, 2) > 0, clip=1.5), "clip must be in .*, got 1.5"),
         (lambda: kl_explorer(torch.ones(3), rollouts.Texts([])), r"must both be \[S, V\]"),
         (lambda: kl_explorer(torch.ones(1, 3), rollouts.Texts([]), states=["a", "b"]), "2 names for 1 states"),
         (lambda: kl_explorer(torch.ones(1, 3), rollouts.Texts([]), temperature=0), "temperatures must be above 0"),

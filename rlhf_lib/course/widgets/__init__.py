@@ -4,6 +4,7 @@
     alignment_microscope  lesson 02   a rollout's rows by state and by action, and what each number was made from
     gae_explorer          lesson 03   gamma, lambda, an edited reward: how credit moves
     kl_explorer           lesson 04   temperature, top-k, top-p: what is cut, and what KL and its estimators make of it
+    clip_explorer         lesson 05   every action by ratio and advantage; clip, loss and slope at a point set by hand
     training_dashboard    lesson 00   a PPO run while it trains; `replay_dashboard` shows a finished one
 
 To write another one:
@@ -22,6 +23,7 @@ To write another one:
    compares it with numbers computed in Python.
 """
 
+from .clip import clip_explorer
 from .credit import gae_explorer
 from .dashboard import replay_dashboard, training_dashboard
 from .divergence import kl_explorer
@@ -32,6 +34,7 @@ from .microscope import alignment_microscope
 __all__ = [
     "Instrument",
     "alignment_microscope",
+    "clip_explorer",
     "gae_explorer",
     "kl_explorer",
     "mask_explorer",

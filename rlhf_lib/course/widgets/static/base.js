@@ -30,6 +30,14 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
+/** An element of a picture; all properties are attributes. */
+export function draw(tag, attributes = {}, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
 /** Another text, if it is another: a table that did not change need not be laid out again. */
 export function write(element, text) {
   if (element.written === text) return;

@@ -1,17 +1,9 @@
 // Lesson 00's instrument: curves of a run, one update's numbers, and what was written before and after.
-import { button, fill, instrument, make, numbers, show, slider, spoken } from "./base.js";
+import { button, draw, fill, instrument, make, numbers, show, slider, spoken } from "./base.js";
 
-const SVG = "http://www.w3.org/2000/svg";
 const [WIDTH, HEIGHT, EDGE] = [260, 110, 8];
 const DASHES = ["", "6 4"];
 const SIGNS = ["●", "■"];
-
-const draw = (tag, attributes, ...children) => {
-  const element = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-};
 
 /** From numbers to places in the picture: NaN and infinity have none. */
 function scale(lists, total) {
