@@ -8,6 +8,7 @@ from functools import cache
 
 from torch import Tensor
 
+from ..maths.records import Rows
 from . import answers, journal, sandbox
 from .exercise import Case, Exercise, Twin
 from .exercises import EXERCISES, PREAMBLES, by_name
@@ -111,7 +112,7 @@ def _explain(
 ) -> Verdict:  # fmt: skip
     """What is wrong in general, the known mistake if it is one, and the case to look at."""
     says, details = _what_happened(exercise, expected, seen)
-    rows = [(name, as_text(value)) for name, value in case.arguments.items()]
+    rows = [row for name, value in case.arguments.items() for row in _shown(name, value)]
     for name, right in expected.found.items() if seen.error is None else ():
         got = seen.found.get(name, "nothing")
         if not same(name, right, got, expected.tolerance):
@@ -127,6 +128,13 @@ def _explain(
         printed=_first_lines(seen.printed),
         next_step=f'Stuck? hint("{exercise.name}") gives a first step.',
     )
+
+
+def _shown(name: str, value: object) -> list[tuple[str, str]]:
+    """An argument under its name; of a record every field."""
+    if isinstance(value, Rows):
+        return [(f"{name}.{field}", as_text(tensor)) for field, tensor in vars(value).items()]
+    return [(name, as_text(value))]
 
 
 def _what_happened(exercise: Exercise, expected: Observation, seen: Observation) -> tuple[str, tuple[str, ...]]:

@@ -8,6 +8,8 @@ from functools import cached_property
 
 from torch import Tensor
 
+from ..maths.records import Rows
+
 
 @dataclass(frozen=True)
 class Case:
@@ -21,7 +23,12 @@ class Case:
     @property
     def size(self) -> int:
         """How many numbers somebody has to look at."""
-        return sum(value.numel() for value in self.arguments.values() if isinstance(value, Tensor))
+        return sum(
+            tensor.numel()
+            for value in self.arguments.values()
+            for tensor in (vars(value).values() if isinstance(value, Rows) else [value])
+            if isinstance(tensor, Tensor)
+        )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from inspect import Parameter, signature
 import torch
 from torch import Tensor, nn
 
+from ..maths.records import Rows
 from .exercise import Case
 
 TIME_LIMIT = 5.0  # seconds for one call; the slowest honest loop needs a hundredth of it
@@ -130,7 +131,7 @@ def gradient(found: Mapping[str, Tensor | str], argument: Tensor | nn.Module) ->
     tracked = [(weights[name] * found[name]).sum() for name in weights if found[name].requires_grad]
     if not tracked:
         return "none: the result is cut off from it"
-    derivatives = torch.autograd.grad(sum(tracked), _leaves(argument), allow_unused=True)
+    derivatives = torch.autograd.grad(sum(tracked), _leaves(argument), allow_unused=True, retain_graph=True)
     if all(derivative is None for derivative in derivatives):
         return "none: the result does not depend on it"
     return _as_one(argument, [d if d is not None else torch.zeros_like(leaf)
@@ -222,10 +223,14 @@ def _as_found(value: object) -> Tensor | str:
 def _copy(value: object, trained: bool) -> object:
     if isinstance(value, nn.Module):
         return copy.deepcopy(value).requires_grad_(trained)
+    if isinstance(value, Rows):
+        return copy.deepcopy(value)
     return value.detach().clone().requires_grad_(trained) if isinstance(value, Tensor) else value
 
 
 def _unchanged(value: object, original: object) -> bool:
+    if isinstance(value, Rows):
+        return all(_unchanged(tensor, vars(original)[name]) for name, tensor in vars(value).items())
     if not isinstance(value, Tensor):
         return True
     if value.shape != original.shape:

@@ -1,4 +1,4 @@
-"""A short PPO run with the learner's functions beside the same run with the library's: do they train?"""
+"""A short run with the learner's functions beside the same run with the library's: do they train?"""
 
 from __future__ import annotations
 
@@ -17,11 +17,34 @@ from ..algorithms.ppo_config import PPOConfig
 from ..engine import models
 from . import answers
 from .exercises import by_name, of_lesson
+from .fine_tuning import FineTuning, fine_tuning_run
 from .sandbox import instead_of
 from .short_runs import SHORT, short_run
 
-SHOWN = {"gold": "gold score, at most 4", "score": "reward model's score", "kl_per_sequence": "KL, nats a summary"}
 CLOSE = 1e-3  # metrics of the first update; later ones may part by a token, where rounding decides a draw
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of short run: what its steps are called, and what is drawn of them."""
+
+    run: Callable[..., Iterator[dict]]
+    step: str
+    steps: str
+    shown: dict[str, str]
+
+
+PPO = Kind(
+    short_run, "PPO update", "PPO updates",
+    {"gold": "gold score, at most 4", "score": "reward model's score", "kl_per_sequence": "KL, nats a summary"},
+)  # fmt: skip
+SFT_AND_REWARD_MODEL = Kind(
+    fine_tuning_run, "step", "steps of SFT and of the reward model",
+    {"unseen_nats_per_token": "SFT: nats a token, unseen posts", "unseen_accuracy": "reward model: accuracy, unseen"},
+)  # fmt: skip
+KINDS = {PPOConfig: PPO, FineTuning: SFT_AND_REWARD_MODEL}
+CONFIGS = {"06_sft_and_reward_model": FineTuning()}  # of every other lesson: SHORT
+Config = PPOConfig | FineTuning
 
 
 @dataclass(frozen=True)
@@ -31,6 +54,7 @@ class Trial:
     calls: dict[str, int]
     yours: list[dict]
     library: list[dict]
+    kind: Kind = PPO
 
     @property
     def first_update_agrees(self) -> bool:
@@ -42,8 +66,8 @@ class Trial:
         called = ", ".join(f"{name} {count} times" for name, count in self.calls.items())
         first = "is" if self.first_update_agrees else "is NOT"
         return (
-            f"{len(self.yours)} PPO updates with your functions. Called: {called}.\n"
-            f"Your first update {first} the library's."
+            f"{len(self.yours)} {self.kind.steps} with your functions. Called: {called}.\n"
+            f"Your first {self.kind.step.split()[-1]} {first} the library's."
         )
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
@@ -54,10 +78,10 @@ class Trial:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(10, 2.8), layout="constrained")
-        for axes, (name, label) in zip(figure.subplots(1, len(SHOWN)), SHOWN.items(), strict=True):
+        for axes, (name, label) in zip(figure.subplots(1, len(self.kind.shown)), self.kind.shown.items(), strict=True):
             axes.plot([step[name] for step in self.library], "-", linewidth=5, alpha=0.35, label="library")
             axes.plot([step[name] for step in self.yours], "--o", markersize=4, label="yours")
-            axes.set(xlabel="PPO update", title=label)
+            axes.set(xlabel=self.kind.step, title=label)
             axes.legend()
         page = io.BytesIO()
         figure.savefig(page, format="png", dpi=80, facecolor="white")
@@ -74,7 +98,7 @@ class NothingToTrainWith:
         return f"No answer to {self.lesson} has passed its check yet. One is enough: then run this cell again."
 
 
-def train_with(lesson: str, config: PPOConfig = SHORT, *, seed: int = 0) -> Trial | NothingToTrainWith:
+def train_with(lesson: str, config: Config | None = None, *, seed: int = 0) -> Trial | NothingToTrainWith:
     """Train with the answers to a lesson that have passed, and once more with the library's functions.
 
     raises  KeyError for a lesson without exercises
@@ -82,17 +106,20 @@ def train_with(lesson: str, config: PPOConfig = SHORT, *, seed: int = 0) -> Tria
     if not of_lesson(lesson):
         raise KeyError(f"there is no lesson {lesson!r} with exercises")
     mine = answers.load(lesson)
-    return trial(mine, config, seed=seed) if mine else NothingToTrainWith(lesson)
+    return trial(mine, config or CONFIGS.get(lesson, SHORT), seed=seed) if mine else NothingToTrainWith(lesson)
 
 
-def trial(mine: Mapping[str, Callable], config: PPOConfig = SHORT, *, seed: int = 0) -> Trial:
+def trial(mine: Mapping[str, Callable], config: Config = SHORT, *, seed: int = 0) -> Trial:
     """The same short run twice, with the functions given by name and with the library's."""
     calls: Counter[str] = Counter({name: 0 for name in mine})
-    ask = dict(seed=seed, open_attention="masked_softmax" in mine)  # fused attention would never call it
+    kind = KINDS[type(config)]
+    ask = dict(seed=seed)
+    if "masked_softmax" in mine:
+        ask["open_attention"] = True  # fused attention would never call it
     with in_use({name: _counted(name, function, calls) for name, function in mine.items()}) as parts:
-        yours = list(_shown("yours", short_run(parts, config, **ask), config.updates))
-    library = list(_shown("library", short_run(Parts(), config, **ask), config.updates))
-    return Trial(dict(calls), yours, library)
+        yours = list(_shown("yours", kind.run(parts, config, **ask), config.updates))
+    library = list(_shown("library", kind.run(Parts(), config, **ask), config.updates))
+    return Trial(dict(calls), yours, library, kind)
 
 
 @contextmanager

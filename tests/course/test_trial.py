@@ -10,14 +10,17 @@ from rlhf_lib.algorithms.parts import Parts
 from rlhf_lib.course import train_with
 from rlhf_lib.course.checking import check
 from rlhf_lib.course.exercises import MODULES
+from rlhf_lib.course.fine_tuning import FineTuning
 from rlhf_lib.course.sandbox import instead_of
 from rlhf_lib.course.short_runs import SHORT, short_run
 from rlhf_lib.course.trial import NothingToTrainWith, trial
-from rlhf_lib.maths import advantages, masking
+from rlhf_lib.maths import advantages, losses, masking
 from tests.course.written import solutions_of, solved
 
 NOT_IN_PPO = {"kl_k2"}  # pays k1, watches k3
 ONE_UPDATE = replace(SHORT, updates=1, batch_size=8)
+ONE_STEP = FineTuning(updates=1, rows=8, posts=2, unseen=2)
+SMALLEST = {"06_sft_and_reward_model": ONE_STEP}
 
 
 @pytest.mark.parametrize("lesson", MODULES)
@@ -25,7 +28,7 @@ def test_every_answer_is_called_and_trains_like_the_library(lesson):
     """Rejects a trial that runs the library's functions twice, and a solution that trains differently."""
     for name in solutions_of(lesson):
         assert getattr(check, name)(solved(name)).passed
-    run = train_with(lesson, ONE_UPDATE)
+    run = train_with(lesson, SMALLEST.get(lesson, ONE_UPDATE))
     assert list(run.calls) == [exercise.name for exercise in MODULES[lesson].EXERCISES]
     assert all(count > 0 for name, count in run.calls.items() if name not in NOT_IN_PPO), run.calls
     assert run.first_update_agrees
@@ -39,6 +42,20 @@ def test_the_negative_of_gae_makes_it_worse():
     assert not run.first_update_agrees
     assert "is NOT the library's" in repr(run)
     assert run.picture().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("name", "judged_by", "falls"),
+    [("sft_loss", "unseen_nats_per_token", True), ("preference_loss", "unseen_accuracy", False)],
+)
+def test_the_negative_of_a_loss_makes_it_worse(name, judged_by, falls):
+    """Rejects a trial that trains SFT or reward model without the learner's loss, or judges it by that loss."""
+    loss = getattr(losses, name)
+    run = trial({name: lambda *args: -loss(*args)}, FineTuning(updates=4, posts=4, unseen=12))
+    mine, library = ([step[judged_by] for step in steps] for steps in (run.yours, run.library))
+    assert (library[-1] < library[0] and mine[-1] > mine[0]) if falls else (mine[-1] < 0.5 < 0.6 < library[-1])
+    assert run.calls[name] > 0
+    assert "4 steps of SFT and of the reward model" in repr(run) and "is NOT the library's" in repr(run)
 
 
 def test_without_answers_it_says_so():
