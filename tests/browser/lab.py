@@ -18,6 +18,8 @@ from pathlib import Path
 
 import nbformat
 
+from rlhf_lib.course.notebooks.environment import WORK_FOLDER
+
 ROOT = Path(__file__).parent.parent.parent
 PICTURES = ROOT / "runs" / "widgets"  # not in git
 START_SECONDS, STEP_MS, RUN_MS = 120, 10_000, 180_000
@@ -41,6 +43,7 @@ class Lab:
 
     def __init__(self, home: Path):
         self.home, self.folder, self.token = home, home / "root", secrets.token_hex(16)
+        self.work = home / "work"  # where the course keeps a learner's answers
         self.folder.mkdir(parents=True)
         for name, content in SETTINGS.items():
             path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
@@ -53,7 +56,8 @@ class Lab:
 
     def environment(self) -> dict[str, str]:
         own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "run", "JUPYTERLAB_SETTINGS_DIR": "settings",
-               "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython"}  # fmt: skip
+               "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython",
+               WORK_FOLDER: self.work.name}  # fmt: skip
         paths = {name: str(self.home / folder) for name, folder in own.items()}
         return {**os.environ, **paths, "JUPYTER_TOKEN": self.token, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
