@@ -18,8 +18,8 @@ from .instrument import Instrument, module, stylesheet
 from .plain import plain
 
 CHARTS = (  # title, and the metrics that share it
-    ("score (of the reward model) and gold", ("score", "gold")),
-    ("KL from the reference, nats a summary", ("kl_per_sequence",)),
+    ("score (reward model) and gold", ("score", "gold")),
+    ("KL to reference, nats a summary", ("kl_per_sequence",)),
     ("clip fraction", ("clip_fraction",)),
     ("entropy, nats a token", ("entropy_per_token",)),
     ("response length, tokens", ("response_length",)),
@@ -133,7 +133,10 @@ class TrainingDashboard(Dashboard):
         return self
 
     def wait(self) -> PPOState:
-        """The models and all that changed with them, once the run has ended."""
+        """The models and all that changed with them, once the run has ended.
+
+        While a cell waits here the kernel does not hear the button: an interrupt of the kernel has the same clean end.
+        """
         return self.run.wait()
 
     @property

@@ -1,7 +1,8 @@
 // Lesson 00's instrument: curves of a run, one update's numbers, and what was written before and after.
-import { button, draw, fill, instrument, make, numbers, show, slider, spoken } from "./base.js";
+import { button, draw, fill, instrument, make, numbers, show, slider, spoken, write } from "./base.js";
 
-const [WIDTH, HEIGHT, EDGE] = [260, 110, 8];
+const [WIDTH, HEIGHT, LEFT, BOTTOM, EDGE] = [270, 128, 42, 18, 8];
+const ASKED = "Asked to stop. Does a cell wait for this run? It hears nothing meanwhile: interrupt the kernel (■), with the same clean end.";
 const DASHES = ["", "6 4"];
 const SIGNS = ["●", "■"];
 
@@ -12,8 +13,8 @@ function scale(lists, total) {
   const span = high - low || Math.abs(high) || 1;
   return {
     low, high,
-    x: (i) => EDGE + (total > 1 ? (i / (total - 1)) * (WIDTH - 2 * EDGE) : (WIDTH - 2 * EDGE) / 2),
-    y: (value) => HEIGHT - EDGE - ((value - low) / span) * (HEIGHT - 2 * EDGE),
+    x: (i) => LEFT + (total > 1 ? (i / (total - 1)) * (WIDTH - LEFT - EDGE) : (WIDTH - LEFT - EDGE) / 2),
+    y: (value) => HEIGHT - BOTTOM - ((value - low) / span) * (HEIGHT - BOTTOM - EDGE),
   };
 }
 
@@ -27,6 +28,28 @@ function path(list, { x, y }) {
     return step;
   }).join("");
 }
+
+const word = (x, y, text, anchor) => {
+  const element = draw("text", { x, y, "text-anchor": anchor });
+  element.textContent = text;
+  return element;
+};
+
+/** The ends of both axes, and a line at 0 where the curve crosses it. */
+function axes({ low, high, x, y }, total) {
+  const level = (value) => draw("line", { class: "dashboard-axis", x1: LEFT, x2: WIDTH - EDGE, y1: y(value), y2: y(value) });
+  const ends = low === high ? [low] : [low, high];
+  const updates = total > 1 ? [[0, "start"], [total - 1, "end"]] : [[0, "middle"]];
+  return [
+    ...ends.map(level), low < 0 && high > 0 ? level(0) : null,
+    ...ends.map((value) => word(LEFT - 4, y(value) + 4, show(value, 2), "end")),
+    ...updates.map(([i, anchor]) => word(x(i), HEIGHT - 4, i === 0 ? "update 0" : String(i), anchor)),
+  ].filter(Boolean);
+}
+
+/** A sign under each update without a number. */
+const gaps = (lists, { x }) => lists[0].map((_, i) => i).filter((i) => lists.some((list) => !Number.isFinite(list[i])))
+  .map((i) => word(x(i), HEIGHT - BOTTOM + 4, "✕", "middle"));
 
 function mark(kind, cx, cy) {
   return kind === 0 ? draw("circle", { cx, cy, r: 4, class: "dashboard-mark one" })
@@ -55,7 +78,9 @@ class Dashboard {
     const done = data.steps.length;
     const at = view.update < 0 || view.update >= done ? done - 1 : view.update;
     this.update.set(Math.max(at, 0));
-    this.stop.disabled = view.stop || done >= data.total || !/running|loading/.test(data.status);
+    const runs = done < data.total && /running|loading/.test(data.status);
+    this.stop.disabled = view.stop || !runs;
+    write(this.status, view.stop && runs ? `${data.status}. ${ASKED}` : data.status);
     this.point(at);
   }
 
@@ -64,7 +89,6 @@ class Dashboard {
     const done = data.steps.length;
     this.progress.max = data.total;
     this.progress.value = done;
-    this.status.textContent = data.status;
     this.update.element.querySelector("input").max = Math.max(done - 1, 0);
     this.lists = Object.fromEntries(data.names.map((name, column) => [name, numbers(data.steps.map((step) => step[column]))]));
     this.drawnCharts = data.charts.map((chart) => this.chart(chart, data.total));
@@ -76,12 +100,12 @@ class Dashboard {
     const lists = names.map((name) => this.lists[name]);
     const places = scale(lists, total);
     const picture = draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${title}: ${lists[0].length} updates` },
+      ...(lists.flat().some(Number.isFinite) ? axes(places, total) : []), ...gaps(lists, places),
       ...lists.map((list, i) => draw("path", { d: path(list, places), class: `dashboard-line ${i ? "two" : "one"}`, "stroke-dasharray": DASHES[i] })));
-    const range = make("span", { class: "rlhf-muted", text: lists[0].length ? `${show(places.low, 2)} to ${show(places.high, 2)}` : "" });
     const values = names.map(() => make("strong"));
     const legend = names.map((name, i) => make("span", {}, make("span", { class: i ? "two" : "one", "aria-hidden": "true", text: `${SIGNS[i]} ` }),
       make("span", { text: names.length > 1 ? `${name} ` : "" }), values[i]));
-    return { element: make("figure", {}, make("figcaption", { text: title }), picture, make("div", { class: "dashboard-values" }, ...legend, range)), picture, names, places, values };
+    return { element: make("figure", {}, make("figcaption", { text: title }), picture, make("div", { class: "dashboard-values" }, ...legend)), picture, names, places, values };
   }
 
   /** Marks one update on every curve, and writes its numbers. */
@@ -97,11 +121,12 @@ class Dashboard {
   }
 
   table(samples) {
-    const scored = (text, gold) => (text ? `${text}  (gold ${show(Number(gold), 0)})` : "…");
-    return make("table", {}, make("caption", { text: "What the policy writes, before and after" }),
+    const better = ({ gold_before: before, gold_after: after }) => (Number(after) > Number(before) ? " ▲" : Number(after) < Number(before) ? " ▼" : "");
+    const scored = (text, gold, sign) => (text ? `${text} (gold ${show(Number(gold), 0)}${sign})` : "…");
+    return make("table", { class: "dashboard-samples" }, make("caption", { text: "What the policy writes, before and after (▲ better, ▼ worse)" }),
       make("tr", {}, ...["title", "before", "after"].map((text) => make("th", { scope: "col", text }))),
       ...samples.map((row) => make("tr", {}, make("th", { scope: "row", text: row.title }),
-        make("td", { text: scored(row.before, row.gold_before) }), make("td", { text: scored(row.after, row.gold_after) }))));
+        make("td", { text: scored(row.before, row.gold_before, "") }), make("td", { text: scored(row.after, row.gold_after, better(row)) }))));
   }
 }
 
