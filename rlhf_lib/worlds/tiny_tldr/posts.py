@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from .. import layout
 from . import grammar
 
 Facts = dict[str, str]
@@ -31,8 +32,8 @@ class Post:
 
     @property
     def prompt(self) -> str:
-        """The query in the layout of the TL;DR dataset (Huang et al. 2024)."""
-        return f"SUBREDDIT: r/{self.subreddit}\n\nTITLE: {self.title}\n\nPOST: {self.body}\n\nTL;DR:"
+        """The query in the layout of the TL;DR dataset."""
+        return layout.query(subreddit=self.subreddit, title=self.title, post=self.body)
 
 
 class Dice:
