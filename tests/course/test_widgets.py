@@ -280,9 +280,17 @@ def test_what_is_refused(make, message):
 # The scripts
 
 
+def top_level_names(script: str) -> set[str]:
+    """What a script declares outside of functions and classes."""
+    found = re.findall(r"^(?:export )?(?:const|let|function|class) (?:(\w+)|\[([\w, ]+)\])", script, re.MULTILINE)
+    return {name.strip() for one, several in found for name in (one or several).split(",")}
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_joined_module_stands_alone(name):
-    """Rejects an import that a widget's module cannot resolve, a second export, and a helper that base.js lacks."""
+    """Rejects an import that a widget's module cannot resolve, a second export, a helper that base.js lacks, and a name
+    that both files take: to the browser the two are one.
+    """
     text = module(name)
     own, base = ((STATIC / f"{file}.js").read_text(encoding="utf-8") for file in (name, "base"))
     assert not re.findall(r"^import |\bimport\(", text, re.MULTILINE)
@@ -290,6 +298,7 @@ def test_the_joined_module_stands_alone(name):
     wanted = re.search(r'import \{([^}]*)\} from "./base.js"', own).group(1)
     exported = set(re.findall(r"^export (?:const|function) (\w+)", base, re.MULTILINE))
     assert {helper.strip() for helper in wanted.split(",")} <= exported
+    assert not top_level_names(own) & top_level_names(base)
 
 
 @pytest.mark.parametrize("path", sorted(STATIC.iterdir()), ids=lambda path: path.name)

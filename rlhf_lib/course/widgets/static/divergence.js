@@ -51,7 +51,7 @@ const entropy = ({ mass, logs }) => -weighted(mass, (v) => logs[v]);
 const divergence = (p, q) => weighted(p.mass, (v) => p.logs[v] - q.logs[v]);
 
 /** The tokens that numbers in [0, 1) lead to. */
-function draw({ cdf }, draws) {
+function tokensOf({ cdf }, draws) {
   const last = cdf.length - 1;
   return draws.map((u) => {
     const place = cdf.findIndex((x) => x > u * cdf[last]);
@@ -228,7 +228,7 @@ class KlExplorer {
     const truth = clean(divergence(now.scored, now.reference));
     const uniforms = this.uniforms.slice(0, view.draws);
     const found = WAYS.map(([, from, said]) => {
-      const tokens = draw(now[from], uniforms);
+      const tokens = tokensOf(now[from], uniforms);
       return Object.values(ESTIMATORS).map((k) => estimate(k, now[from], now[said], now.reference, tokens));
     });
     const scale = Math.max(...[...found.flat().map(({ expected }) => expected), truth].filter(Number.isFinite).map(Math.abs));
