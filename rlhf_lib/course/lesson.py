@@ -151,6 +151,11 @@ def recorded(name: str) -> dict:
     return json.loads((Path(__file__).parent / "recorded" / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def base_model():
+    """The shipped base model, which SFT starts from."""
+    return _load("load_policy", "base")
+
+
 def sft_model():
     """The shipped SFT policy."""
     return _load("load_policy", "sft")
