@@ -19,10 +19,11 @@ from tests.browser import lab as jupyter
 
 SETUP = """
 import torch
-from rlhf_lib.course.widgets import alignment_microscope, gae_explorer, mask_explorer
+from rlhf_lib.course.widgets import alignment_microscope, clip_explorer, gae_explorer, kl_explorer, mask_explorer
+from rlhf_lib.course.widgets.dashboard import ReplayDashboard
 from rlhf_lib.pipeline.assets import load_rollout
 from rlhf_lib.worlds.tiny_tldr.tokenizer import make_tokenizer
-from tests.browser import rollouts
+from tests.browser import rollouts, test_clip, test_dashboard, test_divergence
 
 shipped, wide = (load_rollout(), make_tokenizer()), rollouts.wide()
 some = slice(0, 4), slice(47, 60)
@@ -65,6 +66,17 @@ EDIT = """
 const field = root.querySelector("input[type=text]");
 field.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowUp" }));
 """
+NEXT_UPDATE = """
+const slider = root.querySelector("input[type=range]");
+slider.value = (Number(slider.value) + 1) % (Number(slider.max) + 1);
+slider.dispatchEvent(new Event("input"));
+"""
+CLICK_PLANE = """
+const plane = root.querySelector("svg.clip-plane");
+const box = plane.getBoundingClientRect();
+const clientX = box.left + 50 + (root.clicks = ((root.clicks || 0) + 37) % 380);
+plane.dispatchEvent(new MouseEvent("click", { clientX, clientY: box.top + 90 }));
+"""
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,9 @@ MICROSCOPE = {
 }
 MASKS = {"a cell of the mask": TOGGLE_CELL, "other padding": NEXT_RADIO.format(group=0)}
 CREDIT = {"lambda": SLIDE, "a reward": EDIT, "another row": NEXT_ROW}
+KL = {"temperature": SLIDE, "another state": NEXT_ROW, "draws": NEXT_RADIO.format(group=0)}
+DASHBOARD = {"another update": NEXT_UPDATE}
+CLIP = {"clip": SLIDE, "the point": CLICK_PLANE}
 CASES = [
     Case("Alignment microscope", "64 x 65", "alignment_microscope(*shipped)", MICROSCOPE),
     Case("Alignment microscope", "64 x 128", "alignment_microscope(*wide)", MICROSCOPE),
@@ -92,6 +107,12 @@ CASES = [
     Case("Mask explorer", "64 x 127", "mask_explorer(wide[0].old_log_probs, wide[0].action_mask)", MASKS),
     Case("GAE explorer", "64 x 65", "gae_explorer(*shipped)", CREDIT),
     Case("GAE explorer", "64 x 128", "gae_explorer(*wide)", CREDIT),
+    Case("KL explorer", "10 states, 169 tokens", "kl_explorer(**test_divergence.of_a_row(1))", KL),
+    Case("KL explorer", "1 state, 5000 tokens", "kl_explorer(torch.randn(1, 5000), rollouts.Texts(5000 * ['w']))", KL),
+    Case("Clip explorer", "564 actions", "clip_explorer(*test_clip.moved())", CLIP),
+    Case("Clip explorer", "64 x 127", "clip_explorer(*test_clip.wide())", CLIP),
+    Case("Training dashboard", "12 updates", "ReplayDashboard(test_dashboard.steps())", DASHBOARD),
+    Case("Training dashboard", "600 updates", "ReplayDashboard(50 * test_dashboard.steps())", DASHBOARD),
 ]  # fmt: skip
 
 

@@ -171,7 +171,15 @@ def test_edges_and_what_is_not_a_number(notebook):
     assert numbers_in(widget, "over-all") == ["0.250", "0.667", "NaN"]
     paths = widget.locator(".clip-points").evaluate_all("paths => paths.map(path => path.getAttribute('d'))")
     assert not any("NaN" in path or "Infinity" in path for path in paths)
-    assert_shows(notebook.widget("Clip explorer", WIDE), wide(), **FIRST)
+    large = notebook.widget("Clip explorer", WIDE)
+    assert_shows(large, wide(), **FIRST)
+    drawn = large.locator(".clip-points").evaluate_all("paths => paths.map(path => path.getAttribute('d')).join('')")
+    step = math.ceil(int(wide()[3].sum()) / 2000)
+    assert (
+        drawn.count("M") == math.ceil(int(wide()[3].sum()) / step)
+        and f"One action in {step} is drawn" in large.inner_text()
+    )
+    assert "Each sign is one action" in widget.inner_text()
 
 
 @pytest.mark.parametrize("theme", ["Light", "Dark"])

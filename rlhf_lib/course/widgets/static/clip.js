@@ -5,6 +5,7 @@ const [WIDTH, HEIGHT, LEFT, BOTTOM, EDGE] = [470, 300, 34, 34, 8];
 const CURVES = 330; // width
 const FURTHEST = 2.5; // ratio at the right end of the curves
 const DECIMALS = 6; // of a mean that may be 0 up to rounding
+const DRAWN = 2000; // points at most: painting more takes longer than an eye waits
 const TICKS = [0.125, 0.25, 0.5, 1, 2, 4, 8];
 const CLIPPED = ["high_good", "low_bad"];
 const SIGNS = { within: "○", high_good: "✕", low_bad: "✕", low_good: "△", high_bad: "▽", neither: "·" };
@@ -66,6 +67,7 @@ class Plane {
     this.x = scale(-this.reach, this.reach, LEFT, WIDTH - EDGE);
     this.y = scale(-this.height, this.height, HEIGHT - BOTTOM, EDGE);
     [this.logRatios, this.advantages] = [logRatios, advantages];
+    this.step = Math.ceil(logRatios.length / DRAWN);
     const ticks = TICKS.filter((ratio) => Math.abs(Math.log(ratio)) <= this.reach);
     const levels = [-1, 0, 1].map((sign) => sign * Math.floor(this.height));
     this.zone = draw("rect", { class: "clip-zone", y: EDGE, height: HEIGHT - BOTTOM - EDGE });
@@ -90,12 +92,18 @@ class Plane {
     return ((HEIGHT - BOTTOM - py) / (HEIGHT - BOTTOM - EDGE)) * 2 * this.height - this.height;
   }
 
-  update(regions, { clip, ratio, advantage }) {
+  /** Every `step`-th action, as one path a region. */
+  points(regions) {
     const parts = {};
     regions.forEach((region, i) => {
-      if (!Number.isNaN(this.logRatios[i] + this.advantages[i])) (parts[region] ||= []).push(shape(region, this.x(this.logRatios[i]), this.y(this.advantages[i])));
+      if (i % this.step === 0 && !Number.isNaN(this.logRatios[i] + this.advantages[i])) (parts[region] ||= []).push(shape(region, this.x(this.logRatios[i]), this.y(this.advantages[i])));
     });
     fill(this.layer, ...Object.entries(parts).map(([region, pieces]) => draw("path", { class: `clip-points ${region}`, d: pieces.join("") })));
+    this.pointed = regions;
+  }
+
+  update(regions, { clip, ratio, advantage }) {
+    if (regions !== this.pointed) this.points(regions);
     const [low, high] = [this.x(Math.log(1 - clip)), this.x(Math.log(1 + clip))];
     this.bounds.forEach((bound, i) => ["x1", "x2"].forEach((end) => bound.setAttribute(end, i ? high : low)));
     this.zone.setAttribute("x", low);
@@ -152,7 +160,7 @@ class ClipExplorer {
     this.atHand = make("table", { class: "clip-at-hand" });
     root.append(make("h3", { text: "Clip explorer" }),
       make("div", { class: "rlhf-controls clip-controls" }, ...Object.values(this.sliders).map(({ element }) => element)),
-      make("p", { class: "rlhf-muted", text: "Each sign is one action. Click into the plane, or move ratio and advantage: the circle is your point." }),
+      this.hint = make("p", { class: "rlhf-muted" }),
       make("div", { class: "clip-pictures" }, figure("Every action: advantage over ratio", this.plane.picture),
         figure("Loss (○, solid) and its slope in log p (□, dashed)", this.curves.picture)),
       this.about, make("div", { class: "clip-tables" }, this.regions, make("div", {}, this.overAll, this.atHand)));
@@ -175,6 +183,8 @@ class ClipExplorer {
     this.logRatios = this.ratios.map(Math.log);
     this.advantages = numbers(data.advantages);
     this.plane.draw(this.logRatios, this.advantages);
+    const each = this.plane.step > 1 ? `One action in ${this.plane.step} is drawn, all are counted` : "Each sign is one action";
+    this.hint.textContent = `${each}. Click into the plane, or move ratio and advantage: the circle is your point.`;
     this.lines = data.regions.map(([name, title, says]) => {
       const count = make("td");
       const element = make("tr", {}, make("th", { scope: "row", text: `${SIGNS[name]} ${title}` }), make("td", { class: "clip-says", text: says }), count);

@@ -50,12 +50,17 @@ const weighted = (mass, term) => sum(mass.map((x, v) => (x === 0 ? 0 : x * term(
 const entropy = ({ mass, logs }) => -weighted(mass, (v) => logs[v]);
 const divergence = (p, q) => weighted(p.mass, (v) => p.logs[v] - q.logs[v]);
 
-/** The tokens that numbers in [0, 1) lead to. */
+/** The tokens that numbers in [0, 1) lead to: the first whose running sum exceeds them. */
 function tokensOf({ cdf }, draws) {
   const last = cdf.length - 1;
   return draws.map((u) => {
-    const place = cdf.findIndex((x) => x > u * cdf[last]);
-    return place < 0 ? last : place;
+    let [low, high] = [0, last];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (cdf[middle] > u * cdf[last]) high = middle;
+      else low = middle + 1;
+    }
+    return low;
   });
 }
 
