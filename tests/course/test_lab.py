@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_lib.course.lab import hand_out, lab_options, version_of
+from rlhf_lib.course.lab import hand_out, lab_options, let_threads_sleep, version_of
 from rlhf_lib.course.notebooks.shelf import Shelf
 from rlhf_lib.pipeline.errors import UserError
 
@@ -116,6 +116,14 @@ def test_the_first_page_is_lesson_00_and_the_users_options_win(shelf):
         f"--ServerApp.root_dir={shelf.root}",
         "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb",
     ]
+
+
+def test_threads_sleep_unless_the_user_says_otherwise():
+    """Rejects kernels whose threads spin on the cores that the browser needs, and a user's choice that is lost."""
+    nothing_said, said = {}, {"OMP_WAIT_POLICY": "active"}
+    let_threads_sleep(nothing_said)
+    let_threads_sleep(said)
+    assert nothing_said == {"OMP_WAIT_POLICY": "passive"} and said == {"OMP_WAIT_POLICY": "active"}
 
 
 @pytest.mark.parametrize(
