@@ -232,7 +232,8 @@ def test_an_exercise_is_its_solution_with_stubs(checkout):
     checkout.put("solutions/01_masking", SOLUTION, printed="the answer")
     checkout.call()
     cells = checkout.cells("exercises/01_masking")
-    assert list(cells) == ["title", "code-0", "code-1", "generated-navigation"]
+    assert list(cells) == ["title", "generated-own-copy", "code-0", "code-1", "generated-navigation"]
+    assert "`my_work/01_masking.ipynb`" in cells["generated-own-copy"].source
     assert cells["code-1"].source == (
         "def masked_mean(x: list, mask: list) -> float:\n"
         '    """The mean where the mask is True."""\n'
@@ -310,7 +311,8 @@ def test_a_fork_gets_its_own_badges_and_loses_them_again(checkout):
     assert checkout.call("--check").returncode == 0
     for folder in ("solutions", "exercises"):
         cells = checkout.cells(f"{folder}/01_masking")
-        assert list(cells)[:4] == [generated.BADGE, "title", generated.COLAB, "code-0"]
+        own_copy = [generated.OWN_COPY] * (folder == "exercises")
+        assert list(cells)[: 4 + len(own_copy)] == [generated.BADGE, "title", *own_copy, generated.COLAB, "code-0"]
         opens = f"https://colab.research.google.com/github/ada/rlhf/blob/main/{folder}/01_masking.ipynb"
         assert cells[generated.BADGE].source.endswith(f"]({opens})")
         assert cells[generated.COLAB].execution_count == {"solutions": 1, "exercises": None}[folder]

@@ -1,4 +1,4 @@
-"""Cells that nobody writes: the navigation, and the way into Colab. They carry a tag and an id of their own."""
+"""Cells that nobody writes: links, where to work, the way into Colab. They carry a tag and an id of their own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from .shelf import EXERCISES, LESSONS, SOLUTIONS, Shelf
 from .tidy import OURS
 
 TAG = "generated"
-NAVIGATION, BADGE, COLAB = "generated-navigation", "generated-colab-badge", "generated-colab-setup"
+NAVIGATION, OWN_COPY = "generated-navigation", "generated-own-copy"
+BADGE, COLAB = "generated-colab-badge", "generated-colab-setup"
 BADGE_PICTURE = "https://colab.research.google.com/assets/colab-badge.svg"
 COLAB_OPENS = "https://colab.research.google.com/github"
 BRANCH = "main"
@@ -37,6 +38,8 @@ def refresh(notebook: NotebookNode, folder: str, name: str, shelf: Shelf) -> Not
     """
     ran = {cell.id: cell.execution_count for cell in notebook.cells if is_generated(cell) and cell.cell_type == "code"}
     cells = [cell for cell in notebook.cells if not is_generated(cell)]
+    if folder == EXERCISES:
+        cells.insert(1, _markdown(OWN_COPY, own_copy(name)))  # below the title
     if shelf.repository:
         first_code = next((i for i, cell in enumerate(cells) if cell.cell_type == "code"), len(cells))
         needs_files = notebook.metadata.get(OURS, {}).get("needs") == "repository"
@@ -48,6 +51,14 @@ def refresh(notebook: NotebookNode, folder: str, name: str, shelf: Shelf) -> Not
     links = navigation(folder, name, shelf)
     notebook.cells = cells + ([_markdown(NAVIGATION, links)] if links else [])
     return notebook
+
+
+def own_copy(name: str) -> str:
+    """Where to write, for whoever came by a link to the page that is built from the solution."""
+    return (
+        f"*Work in your own copy, `my_work/{name}.ipynb`: `python3 course.py lab` makes it and never overwrites it. "
+        f"The page in `{EXERCISES}/` is built anew with every change.*"
+    )
 
 
 def navigation(folder: str, name: str, shelf: Shelf) -> str:
