@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 import io
 from collections import Counter
@@ -70,8 +69,12 @@ class Trial:
             f"Your first {self.kind.step.split()[-1]} {first} the library's."
         )
 
-    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
-        return {"text/plain": repr(self), "image/png": base64.b64encode(self.picture()).decode()}
+    def _ipython_display_(self) -> None:
+        """Words, then the picture: of one output in two forms a notebook would show the picture alone."""
+        from IPython.display import Image, display
+
+        print(self)
+        display(Image(self.picture()))
 
     def picture(self) -> bytes:
         """Both runs' curves, as a PNG."""

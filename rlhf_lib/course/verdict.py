@@ -89,7 +89,7 @@ def _entry(entry: Tensor) -> str:
 def _row(row: tuple[str, str]) -> str:
     name, text = row
     style = "padding:2px 8px;text-align:left;vertical-align:top"
-    shown = f"<pre style='margin:0;font-family:monospace'>{_safe(text)}</pre>"
+    shown = f"<pre style='margin:0;background:none;font-family:monospace'>{_safe(text)}</pre>"
     return f"<tr><th style='{style}'>{_safe(name)}</th><td style='{style}'>{shown}</td></tr>"
 
 

@@ -13,7 +13,7 @@ from rlhf_lib.course.exercises import MODULES
 from rlhf_lib.course.fine_tuning import FineTuning
 from rlhf_lib.course.sandbox import instead_of
 from rlhf_lib.course.short_runs import SHORT, short_run
-from rlhf_lib.course.trial import NothingToTrainWith, trial
+from rlhf_lib.course.trial import PPO, NothingToTrainWith, Trial, trial
 from rlhf_lib.maths import advantages, losses, masking
 from tests.course.written import solutions_of, solved
 
@@ -56,6 +56,13 @@ def test_the_negative_of_a_loss_makes_it_worse(name, judged_by, falls):
     assert (library[-1] < library[0] and mine[-1] > mine[0]) if falls else (mine[-1] < 0.5 < 0.6 < library[-1])
     assert run.calls[name] > 0
     assert "4 steps of SFT and of the reward model" in repr(run) and "is NOT the library's" in repr(run)
+
+
+def test_a_notebook_shows_words_and_picture(capsys):
+    """Rejects a picture in the place of the words: then nobody reads what was called, and whether it agrees."""
+    run = Trial({"gae": 3}, [dict.fromkeys(PPO.shown, 1.0)], [dict.fromkeys(PPO.shown, 2.0)])
+    run._ipython_display_()
+    assert capsys.readouterr().out == f"{run!r}\n<IPython.core.display.Image object>\n"
 
 
 def test_without_answers_it_says_so():
