@@ -380,9 +380,8 @@ def test_what_is_left_out_is_said(tmp_path, capsys):
 
 # where rows come from
 
-SPLITS = {
-    "references": [reference(post="a\u2028b\x85c", query_token=[1, 2]), reference(summary="é🙂漢字"), reference()]
-}
+POSTS = [reference(post="a\u2028b\x85c"), reference(summary="é🙂漢字"), reference()]
+SPLITS = {"references": [row | {"query_token": [1, 2]} for row in POSTS]}  # as N+ publishes them
 SPLITS["preferences"] = [comparison(post="a\x0bb\x1cc"), comparison(" é🙂", " 漢字", 0)]
 
 

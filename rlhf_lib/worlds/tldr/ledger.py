@@ -44,7 +44,7 @@ class Finding:
     @property
     def line(self) -> str:
         """For the screen."""
-        verdict = "agrees" if self.agrees else "differs" if self.comparable else "another tokenizer"
+        verdict = "another tokenizer" if not self.comparable else "agrees" if self.agrees else "differs"
         hint = f": {self.hint}" if self.hint else ""
         return (
             f"{self.quantity}: {self.measured:.6g} {self.unit} (N+ {self.expected:g} +- {self.tolerance:g}, "
