@@ -12,16 +12,26 @@ from tests.browser import lab as jupyter
 FOLDER = Path(__file__).parent.parent / "docs" / "widgets"
 COLOURS = 128  # of each picture's own palette: a third of the bytes, and no difference that one could see
 WIDTH = 920  # pixels
+RUN = """
+from dataclasses import replace
+from rlhf_lib.course.short_runs import SHORT
+from rlhf_lib.course.widgets import training_dashboard
+
+EIGHT = replace(SHORT, updates=8)
+"""
 
 
 @dataclass(frozen=True)
 class Shot:
-    """A file's name, the instrument's title, the cell that makes it, and what its controls are set to."""
+    """A file's name, the instrument's title, the cell that makes it, what its controls are set to, and a line of
+    Python to wait for.
+    """
 
     name: str
     title: str
     cell: str
     view: dict = field(default_factory=dict)
+    wait: str = ""
 
 
 SHOTS = [
@@ -33,6 +43,9 @@ SHOTS = [
         "alignment_microscope", "Alignment microscope", "alignment_microscope(*shipped)", {"cell": ["td_errors", 52]},
     ),
     Shot("gae_explorer", "GAE explorer", "gae_explorer(*shipped, row=1)", {"lam": 0.8, "rewards": [[4, 2.0]]}),
+    Shot("kl_explorer", "KL explorer", "kl_explorer(**test_divergence.of_a_row(1))", {"draws": 1000}),
+    Shot("clip_explorer", "Clip explorer", "clip_explorer(*test_clip.moved())"),
+    Shot("training_dashboard", "Training dashboard", "training_dashboard(EIGHT).start()", wait="_ = it.wait()"),
 ]  # fmt: skip
 
 
@@ -45,10 +58,11 @@ def shrink(path: Path) -> None:
 
 def take(lab, browser, shot: Shot) -> None:
     """Both pictures of one instrument."""
-    jupyter.write_notebook(lab.folder / f"{shot.name}.ipynb", SETUP, f"it = {shot.cell}\nit")
+    jupyter.write_notebook(lab.folder / f"{shot.name}.ipynb", SETUP + RUN, f"it = {shot.cell}\nit")
     notebook = jupyter.Notebook(browser, lab, f"{shot.name}.ipynb")
-    notebook.page.set_viewport_size({"width": WIDTH + 420, "height": 1100})
+    notebook.page.set_viewport_size({"width": WIDTH + 420, "height": 1300})
     notebook.run_all()
+    notebook.run_python(shot.wait)
     widget = notebook.widget(shot.title)
     view = widget.evaluate("root => root.state().view")
     notebook.set_view(widget, "it", {**view, **shot.view})

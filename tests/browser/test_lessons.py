@@ -17,9 +17,12 @@ KEYS = {"radio": "ArrowRight", "range": "ArrowLeft", "checkbox": "Space", "selec
 
 
 def instruments_in(path: Path) -> int:
-    """How many the committed file shows: each leaves its name as text and its first state as a page."""
-    outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
-    return sum("to use the instrument" in output.get("data", {}).get("text/html", "") for output in outputs)
+    """How many the committed file shows: each leaves its first state as a page; a dashboard leaves its name."""
+    outputs = [output.get("data", {}) for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
+    return sum(
+        "to use the instrument" in data.get("text/html", "") or "Dashboard(" in data.get("text/plain", "")
+        for data in outputs
+    )
 
 
 @pytest.fixture

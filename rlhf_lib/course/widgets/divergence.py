@@ -116,7 +116,7 @@ class KlExplorer(Instrument):
         rows = [
             ["tokens it can draw", len(reasons), sum(not reason for reason in reasons)],
             ["entropy, nats", *(show(clean(x)) for x in entropies)],
-            ["KL(this || the other), nats", *(show(clean(x)) for x in divergences)],
+            ["KL(this || other), nats", *(show(clean(x)) for x in divergences)],
         ]
         return html_table("Scored and sampled", ["", "scored", "sampled"], rows)
 

@@ -201,7 +201,7 @@ class KlExplorer {
     fill(this.summary, make("caption", { text: "Two distributions" }), heads("", "scored", "sampled"),
       line("tokens it can draw", reasons.length, kept),
       line("entropy, nats", nats(entropy(scored)), nats(entropy(sampled))),
-      line("KL(this || the other), nats", nats(divergence(scored, sampled)), nats(divergence(sampled, scored))));
+      line("KL(this || other), nats", nats(divergence(scored, sampled)), nats(divergence(sampled, scored))));
   }
 
   showStepZero(now) {
