@@ -219,8 +219,8 @@ SFT_LOSS_TWINS = (
          lambda log_probs, target_mask: _on(~target_mask, -log_probs)),
     Twin("you averaged already: return one term for each action, so that micro-batches can be weighted by their tokens",
          lambda log_probs, target_mask: _on(target_mask, -log_probs).sum() / target_mask.sum(),
-         "verl, where micro-batches counted by their rows: https://github.com/verl-project/verl/pull/906; mlx-lm, where "
-         "they counted alike: https://github.com/ml-explore/mlx-lm/pull/1413"),
+         "verl, where micro-batches counted by their rows: https://github.com/verl-project/verl/pull/906; mlx-lm, "
+         "where they counted alike: https://github.com/ml-explore/mlx-lm/pull/1413"),
     Twin("you averaged each row by itself: a token of a short summary then counts for more than one of a long one",
          lambda log_probs, target_mask: _on(target_mask, -log_probs).sum(1) / target_mask.sum(1)),
     Twin("you divided by the length of the row: a token of a short summary then counts for more than one of a long one",
