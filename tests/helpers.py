@@ -14,14 +14,11 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rlhf_lib.course.exercises.cases import ACTION_INDEXED, STATE_INDEXED, counted, poisoned, ragged_case
+
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-6}
 GAMMA_LAM = [(1.0, 0.95), (0.9, 0.8), (0.95, 0.0), (0.99, 1.0), (0.0, 0.5)]
 
-STATE_INDEXED = {"values", "old_values"}
-ACTION_INDEXED = {
-    "action_mask", "rewards", "advantages", "returns", "log_probs", "old_log_probs", "ref_log_probs", "placed_scores",
-    "kl_per_token",
-}  # fmt: skip
 Case = dict[str, Tensor]
 
 
@@ -44,33 +41,6 @@ def bools(*rows: str) -> Tensor:
 # Ragged cases
 
 
-def ragged_case(lengths: list[tuple[int, int]], padding: int = 0, seed: int = 0, dtype=torch.float64) -> Case:
-    """Rows of (prompt, response) tokens with every tensor that the maths takes.
-
-    Entries that do not count are random as well, not zero, so that whoever reads them gets another answer.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    rows, states = len(lengths), max(prompt + response for prompt, response in lengths) + padding
-
-    def noise(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    action_mask = torch.zeros(rows, states - 1, dtype=torch.bool)
-    for row, (prompt, response) in enumerate(lengths):
-        for t in range(states - 1):
-            action_mask[row, t] = prompt <= t + 1 < prompt + response  # token t+1 is chosen in state t
-    case = {name: noise(rows, states) for name in ("values", "old_values")}
-    for name in ("rewards", "advantages", "returns", "placed_scores", "kl_per_token"):
-        case[name] = noise(rows, states - 1)
-    case["log_probs"] = -noise(rows, states - 1).abs() - 0.1
-    for name in ("old_log_probs", "ref_log_probs"):
-        case[name] = case["log_probs"] + 0.3 * noise(rows, states - 1)  # ratios on both sides of a clip of 0.2
-    case["scores"], case["has_eos"] = noise(rows), noise(rows) > 0
-    case["prompt_lengths"] = torch.tensor([prompt for prompt, _ in lengths])
-    case["sequence_lengths"] = torch.tensor([prompt + response for prompt, response in lengths])
-    return case | {"action_mask": action_mask}
-
-
 CASES = [
     ragged_case([(1, 1)], seed=1),  # T = 2: one choice
     ragged_case([(2, 3), (4, 1), (1, 6)], padding=2, seed=2),
@@ -87,21 +57,6 @@ ragged_cases = st.builds(
 def call(fn: Callable, case: Case, names: tuple[str, ...], **hyper) -> Tensor:
     """`fn` on the tensors of the case with these names, in this order."""
     return fn(*(case[name] for name in names), **hyper)
-
-
-def counted(case: Case, name: str) -> Tensor:
-    """Where the tensor may be read: a state counts where something is chosen in it, never after the last choice."""
-    if name in STATE_INDEXED:
-        return torch.nn.functional.pad(case["action_mask"], (0, 1))
-    return case["action_mask"] if name in ACTION_INDEXED else torch.ones_like(case[name], dtype=torch.bool)
-
-
-def poisoned(case: Case, bad: float) -> Case:
-    """The case with `bad` wherever nothing may be read."""
-    return {
-        name: tensor.masked_fill(~counted(case, name), bad) if tensor.is_floating_point() else tensor
-        for name, tensor in case.items()
-    }
 
 
 def with_more_padding(case: Case, columns: int) -> Case:
