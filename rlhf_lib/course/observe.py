@@ -118,7 +118,7 @@ def named_results(result: object) -> dict[str, Tensor | str]:
     """A tensor under the name "result", the entries of a tuple or dict under theirs; anything else in words."""
     if isinstance(result, Mapping):
         parts = {str(name): value for name, value in result.items()}
-    elif isinstance(result, tuple) and not isinstance(result, str):
+    elif isinstance(result, tuple):
         parts = {f"result {place}": value for place, value in enumerate(result, 1)}
     else:
         parts = {"result": result}

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from ...maths import alignment, rewards
 from ..exercise import Case, Exercise, Twin
-from .cases import SHAPES, of_every_shape, ragged_case, rows_of
+from .cases import SHAPES, of_every_shape, on, ragged_case, rows_of
 
 PREAMBLE = """
 import torch
@@ -175,10 +175,6 @@ def _placed_with(place: Callable[[Tensor, Tensor], Tensor]) -> Callable:
     return place_score
 
 
-def _on(mask: Tensor, x: Tensor) -> Tensor:
-    return torch.where(mask, x, 0.0)
-
-
 LOG_PROBS_TWINS = (
     Twin(
         "you asked each token's own state: the logits at t+1 come from a model that has already read token t+1, and "
@@ -245,28 +241,28 @@ SCORE_TWINS = (
     Twin(
         "you paid one slot late: the reward model reads at the state of the EOS, but what is paid is the choice of it, "
         "one place before. In padding the masks will drop it",
-        _placed_with(lambda x, m: pad(_on(_last(m), x)[:, :-1], (1, 0))),
+        _placed_with(lambda x, m: pad(on(_last(m), x)[:, :-1], (1, 0))),
         "the write-up's longest bug; TRL pays there on purpose, with masks moved to match: "
         "https://github.com/huggingface/trl/issues/3750",
     ),
     Twin(
         "you paid one slot early: for the choice before the last one",
-        _placed_with(lambda x, m: pad(_on(_last(m), x)[:, 1:], (0, 1))),
+        _placed_with(lambda x, m: pad(on(_last(m), x)[:, 1:], (0, 1))),
         "DeepSpeed-Chat had its ends off by one: https://github.com/deepspeedai/DeepSpeedExamples/pull/672",
     ),
     Twin("you paid every choice: a text would earn more the longer it is",
-         _placed_with(lambda x, m: _on(m, x)),
+         _placed_with(lambda x, m: on(m, x)),
          "the write-up's later code, which pays the penalty for a missing EOS at every token"),
     Twin("you spread the score: the reward model judged the whole text, at its end",
-         _placed_with(lambda x, m: _on(m, x / m.sum(1, keepdim=True)))),
+         _placed_with(lambda x, m: on(m, x / m.sum(1, keepdim=True)))),
     Twin("you paid in the last column: only the longest row ends there",
          _placed_with(lambda x, m: pad(x[:, :1], (m.shape[1] - 1, 0))),
          "https://github.com/jingyaogong/minimind/issues/541, with the padding on the other side"),
     Twin("you counted choices and took the count for a place: the prompt stands before them",
-         _placed_with(lambda x, m: _on(torch.arange(m.shape[1]) == m.sum(1, keepdim=True) - 1, x))),
+         _placed_with(lambda x, m: on(torch.arange(m.shape[1]) == m.sum(1, keepdim=True) - 1, x))),
     Twin("you looked for the first padding: a full row has none, and its score is lost",
-         _placed_with(lambda x, m: _on(m & pad(~m[:, 1:], (0, 1)), x))),
-    Twin("you paid the first choice", _placed_with(lambda x, m: _on(m & ~pad(m[:, :-1], (1, 0)), x))),
+         _placed_with(lambda x, m: on(m & pad(~m[:, 1:], (0, 1)), x))),
+    Twin("you paid the first choice", _placed_with(lambda x, m: on(m & ~pad(m[:, :-1], (1, 0)), x))),
 )  # fmt: skip
 
 VALUES_BEFORE_TWINS = (

@@ -92,6 +92,11 @@ def refuse_other_widths(per_state: Tensor, per_action: Tensor) -> None:
         raise ValueError(f"{tuple(per_state.shape)} is not one wider than {tuple(per_action.shape)}")
 
 
+def on(mask: Tensor, x: Tensor) -> Tensor:
+    """`x` where the mask is True, 0 elsewhere: what the known mistakes start from before they go wrong."""
+    return torch.where(mask, x, 0.0)
+
+
 def rows_of(mask: Tensor) -> list[list[int]]:
     """For each row of a mask, the places that count."""
     return [[place for place, counts in enumerate(row) if counts] for row in mask.tolist()]

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from ...maths import advantages
 from ..exercise import Case, Exercise, Twin
-from .cases import as_wide_as_actions, of_every_shape, refuse_other_widths, rows_of
+from .cases import as_wide_as_actions, of_every_shape, on, refuse_other_widths, rows_of
 
 PREAMBLE = """
 import torch
@@ -79,10 +79,6 @@ GAMMAS_AND_LAMS = ({"gamma": 1.0, "lam": 0.95}, {"gamma": 0.9, "lam": 0.8}, {"ga
 # ------------------------------------------------------------------------------------------------ what goes wrong
 
 
-def _on(mask: Tensor, x: Tensor) -> Tensor:
-    return torch.where(mask, x, 0.0)
-
-
 def _follows(mask: Tensor) -> Tensor:
     return mask & pad(mask[:, 1:], (0, 1))
 
@@ -92,10 +88,10 @@ def _late(x: Tensor) -> Tensor:
 
 
 def _td_with(
-    next_values: Callable = lambda v, m: _on(_follows(m), v[:, 1:]), reward: Callable = lambda r: r
+    next_values: Callable = lambda v, m: on(_follows(m), v[:, 1:]), reward: Callable = lambda r: r
 ) -> Callable:  # fmt: skip
     def td_errors(values, rewards, action_mask, *, gamma):
-        return _on(action_mask, reward(rewards) + gamma * next_values(values, action_mask) - values[:, :-1])
+        return on(action_mask, reward(rewards) + gamma * next_values(values, action_mask) - values[:, :-1])
 
     return td_errors
 
@@ -127,12 +123,12 @@ def _gae_unmasked(values, rewards, action_mask, *, gamma, lam):
     for t in reversed(range(deltas.shape[1])):
         carried = deltas[:, t] + gamma * lam * carried
         found[:, t] = carried
-    return _on(action_mask, found)
+    return on(action_mask, found)
 
 
 def _whitened(x: Tensor, mask: Tensor) -> Tensor:
     entries = x[mask]
-    return _on(mask, (x - entries.mean()) / (entries.var(unbiased=False) + 1e-8).sqrt())
+    return on(mask, (x - entries.mean()) / (entries.var(unbiased=False) + 1e-8).sqrt())
 
 
 def _gae_whitened(values, rewards, action_mask, *, gamma, lam):
@@ -150,7 +146,7 @@ TD_TWINS = (
          _td_with(lambda v, m: torch.zeros_like(v[:, 1:]))),
     Twin(
         "your next value is the value of the state itself: values are state-indexed, the state after choice t is t+1",
-        _td_with(lambda v, m: _on(_follows(m), v[:, :-1])),
+        _td_with(lambda v, m: on(_follows(m), v[:, :-1])),
     ),
     Twin("your rewards are one slot late: the reward for choice t stands at place t", _td_with(reward=_late),
          "the write-up's longest bug: the reward model reads at the EOS state, the reward belongs to the EOS action"),
@@ -167,7 +163,7 @@ TD_TWINS = (
     Twin(
         "you left junk where nothing was chosen: prompt and padding must hold 0, or the recursion picks it up",
         lambda values, rewards, action_mask, *, gamma: (
-            rewards + gamma * _on(_follows(action_mask), values[:, 1:]) - values[:, :-1]
+            rewards + gamma * on(_follows(action_mask), values[:, 1:]) - values[:, :-1]
         ),
     ),
     Twin(
@@ -198,7 +194,7 @@ GAE_TWINS = (
          "ash80/RLHF_in_notebooks, notebook 3, cell 46"),
     Twin(
         "you returned the returns: advantage plus value is what the critic should say, not how much better it was",
-        lambda values, rewards, action_mask, *, gamma, lam: _on(
+        lambda values, rewards, action_mask, *, gamma, lam: on(
             action_mask, _gae_with()(values, rewards, action_mask, gamma=gamma, lam=lam) + values[:, :-1]
         ),
     ),
@@ -213,14 +209,14 @@ GAE_TWINS = (
 RETURNS_TWINS = (
     Twin(
         "you built them from whitened advantages: those have no unit, and the critic would learn noise",
-        lambda advantages, values, action_mask: _on(action_mask, _whitened(advantages, action_mask) + values[:, :-1]),
+        lambda advantages, values, action_mask: on(action_mask, _whitened(advantages, action_mask) + values[:, :-1]),
         "ash80/RLHF_in_notebooks, notebook 3, cell 46; the write-up",
     ),
     Twin("you added the value of the state after the choice: choice t was made in state t",
-         lambda advantages, values, action_mask: _on(action_mask, advantages + values[:, 1:])),
-    Twin("you returned the advantages alone", lambda advantages, values, action_mask: _on(action_mask, advantages)),
+         lambda advantages, values, action_mask: on(action_mask, advantages + values[:, 1:])),
+    Twin("you returned the advantages alone", lambda advantages, values, action_mask: on(action_mask, advantages)),
     Twin("you subtracted the value: the advantage already is return minus value",
-         lambda advantages, values, action_mask: _on(action_mask, advantages - values[:, :-1])),
+         lambda advantages, values, action_mask: on(action_mask, advantages - values[:, :-1])),
     Twin("you left junk where nothing was chosen", lambda advantages, values, action_mask: advantages + values[:, :-1]),
     Twin("you multiplied by the mask: 0 times NaN is NaN; select instead",
          lambda advantages, values, action_mask: (advantages + values[:, :-1]) * action_mask),

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from ...engine import models
 from ...maths import diagnostics, kl
 from ..exercise import Case, Exercise, Twin
-from .cases import Tensors, of_every_shape, ragged_case, rows_of
+from .cases import Tensors, of_every_shape, on, ragged_case, rows_of
 
 PREAMBLE = """
 from collections.abc import Callable
@@ -336,18 +336,14 @@ SCORE_TWINS = (
 )  # fmt: skip
 
 
-def _on(mask: Tensor, x: Tensor) -> Tensor:
-    return torch.where(mask, x, 0.0)
-
-
 def _mean(x: Tensor, mask: Tensor) -> Tensor:
-    return _on(mask, x).sum() / mask.sum()
+    return on(mask, x).sum() / mask.sum()
 
 
 RIGHT_GAPS = {
     KL: lambda new, old, ref, sampler, mask: _mean((old - ref).abs(), mask),
-    RATIO: lambda new, old, ref, sampler, mask: (_on(mask, new - old).exp() - 1).abs().max(),
-    GAP: lambda new, old, ref, sampler, mask: _on(mask, (sampler - old).abs()).max(),
+    RATIO: lambda new, old, ref, sampler, mask: (on(mask, new - old).exp() - 1).abs().max(),
+    GAP: lambda new, old, ref, sampler, mask: on(mask, (sampler - old).abs()).max(),
 }
 
 
@@ -365,17 +361,17 @@ GAPS_TWINS = (
     Twin("you averaged k1 with its signs: terms that cancel make two different models look the same",
          _gaps_with({KL: lambda new, old, ref, sampler, mask: _mean(old - ref, mask)})),
     Twin("you compared the rollout with itself: the ratio needs the log-probabilities of the policy as it trains",
-         _gaps_with({RATIO: lambda new, old, ref, sampler, mask: (_on(mask, old - old).exp() - 1).abs().max()})),
+         _gaps_with({RATIO: lambda new, old, ref, sampler, mask: (on(mask, old - old).exp() - 1).abs().max()})),
     Twin("you let only ratios above 1 count",
-         _gaps_with({RATIO: lambda new, old, ref, sampler, mask: (_on(mask, new - old).exp() - 1).max()})),
+         _gaps_with({RATIO: lambda new, old, ref, sampler, mask: (on(mask, new - old).exp() - 1).max()})),
     Twin("you took the log of the ratio: |ratio - 1| is meant",
-         _gaps_with({RATIO: lambda new, old, ref, sampler, mask: _on(mask, new - old).abs().max()})),
+         _gaps_with({RATIO: lambda new, old, ref, sampler, mask: on(mask, new - old).abs().max()})),
     Twin("you averaged the sampler's gap: one bad action among thousands disappears in a mean",
          _gaps_with({GAP: lambda new, old, ref, sampler, mask: _mean((sampler - old).abs(), mask)})),
     Twin("you let only one sign of the sampler's gap count",
-         _gaps_with({GAP: lambda new, old, ref, sampler, mask: _on(mask, sampler - old).max()})),
+         _gaps_with({GAP: lambda new, old, ref, sampler, mask: on(mask, sampler - old).max()})),
     Twin("you averaged the KL over padding as well: the emptier the batch, the smaller your number",
-         _gaps_with({KL: lambda new, old, ref, sampler, mask: _on(mask, (old - ref).abs()).mean()}),
+         _gaps_with({KL: lambda new, old, ref, sampler, mask: on(mask, (old - ref).abs()).mean()}),
          "N+, TRL and torchtune log approx-KL like that"),
     Twin("you multiplied by the mask: 0 times NaN is NaN; select instead", _gaps_with({
         KL: lambda new, old, ref, sampler, mask: ((old - ref).abs() * mask).sum() / mask.sum(),

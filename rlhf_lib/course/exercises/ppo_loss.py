@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...maths import diagnostics, losses
 from ..exercise import Case, Exercise, Twin
-from .cases import Tensors, as_wide_as_actions, of_every_shape, refuse_other_widths, rows_of
+from .cases import Tensors, as_wide_as_actions, of_every_shape, on, refuse_other_widths, rows_of
 
 PREAMBLE = """
 import torch
@@ -157,10 +157,6 @@ def _entropy_cases() -> list[Case]:
 # ------------------------------------------------------------------------------------------------ what goes wrong
 
 
-def _on(mask: Tensor, x: Tensor) -> Tensor:
-    return torch.where(mask, x, 0.0)
-
-
 def _policy_with(
     worse: Callable = torch.maximum,
     clamped: Callable = lambda r, clip: r.clamp(1 - clip, 1 + clip),
@@ -168,16 +164,16 @@ def _policy_with(
     sign: float = -1.0,
 ) -> Callable:
     def policy_loss(log_probs, old_log_probs, advantages, action_mask, *, clip):
-        r = ratio(_on(action_mask, log_probs - old_log_probs))
-        a = sign * _on(action_mask, advantages)
-        return _on(action_mask, worse(a * r, a * clamped(r, clip)))
+        r = ratio(on(action_mask, log_probs - old_log_probs))
+        a = sign * on(action_mask, advantages)
+        return on(action_mask, worse(a * r, a * clamped(r, clip)))
 
     return policy_loss
 
 
 def _policy_masked_last(log_probs, old_log_probs, advantages, action_mask, *, clip):
     r = (log_probs - old_log_probs).exp()
-    return _on(action_mask, torch.maximum(-advantages * r, -advantages * r.clamp(1 - clip, 1 + clip)))
+    return on(action_mask, torch.maximum(-advantages * r, -advantages * r.clamp(1 - clip, 1 + clip)))
 
 
 def _policy_unmasked(log_probs, old_log_probs, advantages, action_mask, *, clip):
@@ -192,10 +188,10 @@ def _value_with(
     at: slice = slice(None, -1),
 ) -> Callable:
     def value_loss(values, old_values, returns, action_mask, *, clip):
-        now, old, target = (_on(action_mask, x) for x in (values[:, at], old_values[:, at], returns))
+        now, old, target = (on(action_mask, x) for x in (values[:, at], old_values[:, at], returns))
         middle = centre(now, old, target)
         clipped = middle + (now - middle).clamp(-clip, clip)
-        return _on(action_mask, factor * worse((now - target) ** 2, (clipped - target) ** 2))
+        return on(action_mask, factor * worse((now - target) ** 2, (clipped - target) ** 2))
 
     return value_loss
 
@@ -203,19 +199,19 @@ def _value_with(
 def _value_masked_last(values, old_values, returns, action_mask, *, clip):
     now, old = values[:, :-1], old_values[:, :-1]
     clipped = old + (now - old).clamp(-clip, clip)
-    return _on(action_mask, torch.maximum((now - returns) ** 2, (clipped - returns) ** 2) / 2)
+    return on(action_mask, torch.maximum((now - returns) ** 2, (clipped - returns) ** 2) / 2)
 
 
 def _of_log_ratio(estimate: Callable) -> Callable:
-    return lambda log_probs, old_log_probs, action_mask: _on(
-        action_mask, estimate(_on(action_mask, log_probs - old_log_probs))
+    return lambda log_probs, old_log_probs, action_mask: on(
+        action_mask, estimate(on(action_mask, log_probs - old_log_probs))
     )
 
 
 def _clipped_where(is_clipped: Callable) -> Callable:
     def clip_fraction(log_probs, old_log_probs, advantages, action_mask, *, clip):
-        ratio = _on(action_mask, log_probs - old_log_probs).exp()
-        return _on(action_mask, is_clipped(ratio, _on(action_mask, advantages), clip).double())
+        ratio = on(action_mask, log_probs - old_log_probs).exp()
+        return on(action_mask, is_clipped(ratio, on(action_mask, advantages), clip).double())
 
     return clip_fraction
 
@@ -315,7 +311,7 @@ CLIP_FRACTION_TWINS = (
     Twin("you have the sides exchanged", _clipped_where(lambda r, a, clip: -a * r.clamp(1 - clip, 1 + clip) < -a * r)),
     Twin("you return booleans: a masked mean needs numbers",
          lambda log_probs, old_log_probs, advantages, action_mask, *, clip: action_mask & _rules(
-             _on(action_mask, log_probs - old_log_probs).exp(), advantages, clip)),
+             on(action_mask, log_probs - old_log_probs).exp(), advantages, clip)),
     Twin("you did not mask: prompt and padding count as clipped",
          lambda log_probs, old_log_probs, advantages, action_mask, *, clip: _rules(
              (log_probs - old_log_probs).exp(), advantages, clip).double()),

@@ -14,7 +14,7 @@ from ...engine import models
 from ...maths import losses
 from ...maths.records import Texts
 from ..exercise import Case, Exercise, Twin
-from .cases import of_every_shape
+from .cases import of_every_shape, on
 
 PREAMBLE = """
 import torch
@@ -203,32 +203,28 @@ TARGET_MASK_TWINS = (
 )  # fmt: skip
 
 
-def _on(mask: Tensor, x: Tensor) -> Tensor:
-    return torch.where(mask, x, 0.0)
-
-
 SFT_LOSS_TWINS = (
     Twin("your sign is wrong: whoever minimises that makes the reference summaries less likely",
-         lambda log_probs, target_mask: _on(target_mask, log_probs)),
+         lambda log_probs, target_mask: on(target_mask, log_probs)),
     Twin("you did not use the mask: query and padding are learned as well",
          lambda log_probs, target_mask: -log_probs,
          "https://github.com/huggingface/open-r1/issues/652"),
     Twin("you multiplied by the mask: 0 times NaN is NaN",
          lambda log_probs, target_mask: -log_probs * target_mask),
     Twin("your mask is upside down: you learn what should be left out",
-         lambda log_probs, target_mask: _on(~target_mask, -log_probs)),
+         lambda log_probs, target_mask: on(~target_mask, -log_probs)),
     Twin("you averaged already: return one term for each action, so that micro-batches can be weighted by their tokens",
-         lambda log_probs, target_mask: _on(target_mask, -log_probs).sum() / target_mask.sum(),
+         lambda log_probs, target_mask: on(target_mask, -log_probs).sum() / target_mask.sum(),
          "verl, where micro-batches counted by their rows: https://github.com/verl-project/verl/pull/906; mlx-lm, "
          "where they counted alike: https://github.com/ml-explore/mlx-lm/pull/1413"),
     Twin("you averaged each row by itself: a token of a short summary then counts for more than one of a long one",
-         lambda log_probs, target_mask: _on(target_mask, -log_probs).sum(1) / target_mask.sum(1)),
+         lambda log_probs, target_mask: on(target_mask, -log_probs).sum(1) / target_mask.sum(1)),
     Twin("you divided by the length of the row: a token of a short summary then counts for more than one of a long one",
-         lambda log_probs, target_mask: _on(target_mask, -log_probs) / target_mask.sum(1, keepdim=True)),
+         lambda log_probs, target_mask: on(target_mask, -log_probs) / target_mask.sum(1, keepdim=True)),
     Twin("you used the probability, not its logarithm: an unlikely token then hardly has a gradient",
-         lambda log_probs, target_mask: _on(target_mask, -log_probs.exp())),
+         lambda log_probs, target_mask: on(target_mask, -log_probs.exp())),
     Twin("you shifted once more: log-probability and mask already agree on what place t is about",
-         lambda log_probs, target_mask: _on(target_mask, -log_probs.roll(1, 1)),
+         lambda log_probs, target_mask: on(target_mask, -log_probs.roll(1, 1)),
          "labels that are shifted by hand for a model that shifts them itself"),
 )  # fmt: skip
 
