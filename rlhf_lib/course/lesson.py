@@ -64,26 +64,37 @@ class Listing:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under headings, as text and as HTML; numbers are rounded to `decimals`."""
+    """Rows under headings, as text and as HTML; numbers are rounded to `decimals` and stand on the right."""
 
     headings: tuple[str, ...]
     rows: tuple[tuple, ...]
     decimals: int = 2
 
     def __repr__(self) -> str:
-        lines = [self.headings, *map(self._cells, self.rows)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        padded = [[f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)] for line in lines]
-        return "\n".join("  ".join(line) for line in padded)
+        columns = []
+        for cells in zip(self.headings, *map(self._cells, self.rows), strict=True):
+            side, width = ">" if _reads_as_numbers(cells[1:]) else "<", max(map(len, cells))
+            columns.append([f"{cell:{side}{width}}" for cell in cells])
+        return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{html.escape(heading)}</th>" for heading in self.headings)
-        cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in self._cells(row)) for row in self.rows]
-        body = "".join(f"<tr>{row}</tr>" for row in cells)
-        return f"<table><tr>{head}</tr>{body}</table>"
+        rows = [self._cells(row) for row in self.rows]
+        sides = ["right" if _reads_as_numbers(cells) else "left" for cells in zip(*rows, strict=True)]
+        head = _html_row("th", self.headings, sides or ["left"] * len(self.headings))
+        return f"<table>{head}{''.join(_html_row('td', row, sides) for row in rows)}</table>"
 
     def _cells(self, row: tuple) -> tuple[str, ...]:
         return tuple(f"{cell:.{self.decimals}f}" if isinstance(cell, float) else str(cell) for cell in row)
+
+
+def _reads_as_numbers(cells: Iterable[str]) -> bool:
+    return all(cell.lstrip("+-−±.≈<>~ ")[:1].isdigit() for cell in cells if cell)
+
+
+def _html_row(tag: str, cells: Iterable[str], sides: Iterable[str]) -> str:
+    pairs = zip(cells, sides, strict=True)
+    made = (f"<{tag} style='text-align:{side}'>{html.escape(cell)}</{tag}>" for cell, side in pairs)
+    return f"<tr>{''.join(made)}</tr>"
 
 
 def table(*headings: str, rows: Iterable[Iterable], decimals: int = 2) -> Table:

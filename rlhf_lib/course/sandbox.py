@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import contextlib
 import inspect
 import linecache
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -21,14 +23,28 @@ class CannotLoad(Exception):
 def source_of(function: Callable) -> str:
     """The text of a function written in a cell or a file.
 
-    raises  CannotLoad for lambdas, built-ins and what has no source
+    raises  CannotLoad for lambdas, built-ins, what has no source, and what a cell that does not parse should replace
     """
     if not inspect.isfunction(function) or function.__name__ == "<lambda>":
         raise CannotLoad("this is not a function made with `def`; fill in the stub and pass it by its name")
+    _refuse_outdated(function.__name__)
     try:
         return textwrap.dedent(inspect.getsource(function))
     except (OSError, TypeError):
         raise CannotLoad("its source cannot be found; run the cell that defines it again") from None
+
+
+def _refuse_outdated(name: str) -> None:
+    """A cell with a syntax error leaves the function of its last good version behind: nobody means that one."""
+    cells = getattr(sys.modules.get("__main__"), "In", None) or []
+    latest = next((cell for cell in reversed(cells) if re.search(rf"^def {name}\(", cell, re.MULTILINE)), "")
+    try:
+        ast.parse(latest)
+    except SyntaxError as error:
+        raise CannotLoad(
+            f"the latest version of its cell is not Python ({error.msg}, line {error.lineno}), and what is defined is "
+            "an older one; mend the cell and run it first"
+        ) from None
 
 
 def filename_of(name: str) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import time
 
 import pytest
@@ -157,3 +160,24 @@ def test_an_unknown_exercise_names_the_nearest():
     with pytest.raises(AttributeError, match="did you mean 'returns'"):
         check.retruns  # noqa: B018
     assert {"gae", "returns", "td_errors"} <= set(dir(check))
+
+
+def test_a_cell_that_does_not_parse_is_not_judged_by_its_older_version():
+    """Rejects a check that passes or fails the function of a cell that has been edited into a syntax error since."""
+    right = f"{PREAMBLE}\n\n{solution('returns')}"
+    cells = [
+        right,
+        f"{HEAD}\n    return (((",
+        "from rlhf_lib.course import check\nprint(check.returns(returns))",
+        right,
+        "print(check.returns(returns))",
+    ]
+    script = (
+        "from IPython.core.interactiveshell import InteractiveShell\n"
+        "shell = InteractiveShell.instance()\n"
+        f"for cell in {cells!r}: shell.run_cell(cell, store_history=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, encoding="utf-8")
+    outdated, mended = re.findall(r"^\[.\] returns: .*", done.stdout, re.MULTILINE)
+    assert "the latest version of its cell is not Python ('(' was never closed, line 2)" in outdated
+    assert "returns: passed" in mended
