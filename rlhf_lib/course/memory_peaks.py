@@ -1,0 +1,111 @@
+"""The memory that real PPO updates take, phase by phase as the budget names them: what predictions are held against."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
+
+from ..algorithms import ppo
+from ..algorithms.parts import Parts
+from ..algorithms.ppo_config import PPOConfig
+from ..engine import optimiser
+from ..engine.memory_budget import ModelShape, Plan
+from ..engine.profiler import Profile, watched, watching
+from ..engine.profiler.report import Entry
+from ..maths.records import Prompts
+
+PAD, BOS, EOS = 0, 1, 2  # of random models
+STEP, BACKWARD = "optimiser.step", "optimiser.backward"
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What some updates took above what was there before their models were made, in bytes."""
+
+    phases: dict[str, int]  # of live tensors at the highest moment of each phase of the budget
+    rss: int  # of the whole process at its highest reading
+    longest: int  # tokens of the longest row that was scored
+    actions: int  # of the fullest micro-batch
+
+    @property
+    def peak(self) -> int:
+        return max(self.phases.values())
+
+
+def measure(run: Callable[[Parts], Iterator[dict]], updates: int = 2) -> Peaks:
+    """The highest moments of some updates; from the second on, Adam has its moments all the time.
+
+    run  from the parts to an iterator over updates, `train_ppo`'s; it makes its models itself
+    """
+    parts, seen = Parts(), []
+
+    def noting_sizes(model: torch.nn.Module, tokens: Tensor, action_mask: Tensor, **rest):
+        seen.append((tokens.shape[1], int(action_mask.sum())))
+        return parts.score_actions(model, tokens, action_mask, **rest)
+
+    noting = watched(dataclasses.replace(parts, score_actions=noting_sizes))
+    with (
+        Profile(memory=["tensors", "rss"]) as profile,
+        watching(ppo.collect, ppo.update, optimiser.backward, optimiser.step),
+    ):
+        before = dict(zip(profile.quantities, profile.first_levels, strict=True))
+        for _ in islice(run(noting), updates):
+            pass
+    (whole,) = profile.tree()
+    phases = {name: peak - before["tensors"] for name, peak in _by_phase(whole).items()}
+    longest, actions = map(max, zip(*seen))
+    return Peaks(phases, whole.memory["rss"].peak - before["rss"], longest, actions)
+
+
+def _by_phase(whole: Entry) -> dict[str, int]:
+    """The peaks of the calls within a rollout, and of those within the updates that follow."""
+    rollout = [call for entry in whole.find("ppo.collect") for call in entry.children]
+    training = [call for entry in whole.find("ppo.update") for _, call in entry.walk()]
+    steps = [call for call in training if call.label == STEP]
+    calls = {
+        "sampling": [call for call in rollout if call.label == "sampling.sample"],
+        "scoring": [call for call in rollout if call.label != "sampling.sample"],
+        "backward": [call for call in training if call.label == BACKWARD],
+        "optimiser's step": steps,
+    }
+    return {name: max(call.memory["tensors"].peak for call in found) for name, found in calls.items()}
+
+
+def random_run(config: PretrainedConfig, settings: PPOConfig, *, prompt: int, dtype: str = "float32") -> Callable:
+    """PPO on random prompts of one length, with untrained models of this config: for `measure`."""
+    config.pad_token_id, config.bos_token_id, config.eos_token_id, config.num_labels = PAD, BOS, EOS, 1
+
+    def make(kind: type) -> torch.nn.Module:
+        return kind.from_config(config).to(getattr(torch, dtype)).eval()
+
+    def run(parts: Parts) -> Iterator[dict]:
+        torch.manual_seed(0)
+        policy = make(AutoModelForCausalLM)
+        critic, reward_model = (make(AutoModelForSequenceClassification) for _ in range(2))
+        state = ppo.new_state(
+            policy, critic, reward_model, settings, parts, seed=0, eos_token_id=EOS, pad_token_id=PAD
+        )  # fmt: skip
+        shape = settings.batch_size, prompt
+        batches = (
+            Prompts(torch.randint(EOS + 1, config.vocab_size, shape), torch.full(shape[:1], prompt))
+            for _ in range(settings.updates)
+        )
+        return ppo.train_ppo(state, batches, settings, parts)
+
+    return run
+
+
+def plan_of(config: PretrainedConfig, settings: PPOConfig, *, prompt: int, found: Peaks | None = None, **rest) -> Plan:
+    """The plan of PPO with these settings; `found` tells how long the rows have really been."""
+    known = dict(longest=found.longest, actions=found.actions) if found else {}
+    return Plan(
+        policy=ModelShape.of(config), batch=settings.batch_size, micro_batch=settings.micro_batch_size,
+        minibatches=settings.minibatches, prompt=prompt, response=settings.response_length,
+        skip_unread=settings.skip_unread, entropy=settings.entropy_coef > 0, **known, **rest,
+    )  # fmt: skip
