@@ -75,6 +75,39 @@ def settings(
 
 
 @app.command()
+def memory(
+    preset: Annotated[str, typer.Option(help="The preset whose PPO stage is meant: tiny.")] = "tiny",
+    changes: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable. See `settings`.")
+    ] = [],  # noqa: B006
+    model: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="A folder with a config.json, in place of the preset's model."),
+    ] = None,
+    prompt: Annotated[int | None, typer.Option(min=1, help="Tokens of the longest prompt.")] = None,
+    gpu: Annotated[str | None, typer.Option(metavar="SIZE", help="Say whether it fits this much, e.g. 15GiB.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of weights, gradients and moments: float32, bfloat16.")] = "float32",
+    autocast: Annotated[str | None, typer.Option(help="Of matrix products, if another: bfloat16, float16.")] = None,
+    trainable_layers: Annotated[
+        int | None, typer.Option(metavar="N", help="Only the top N layers of policy and critic train.")
+    ] = None,
+    shared_trunk: Annotated[bool, typer.Option("--shared-trunk", help="What is frozen is held once.")] = False,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Layers run again for their backward pass.")
+    ] = False,
+) -> None:
+    """Predict the memory of a PPO update from shapes alone: nothing is run.
+
+    With --gpu the exit status is 1 if it does not fit, and what would help is listed.
+    """
+    from .pipeline import memory
+
+    rest = dict(dtype=dtype, autocast=autocast, trainable_layers=trainable_layers, shared_trunk=shared_trunk,
+                gradient_checkpointing=gradient_checkpointing, device="cpu" if gpu is None else "cuda")  # fmt: skip
+    raise typer.Exit(0 if memory.show(preset, changes, model, prompt, gpu, **rest) else 1)
+
+
+@app.command()
 def rebuild(
     only: Annotated[
         list[str], typer.Option("--only", metavar="PART", help="base, lesson or manifest; repeatable. Default: all.")

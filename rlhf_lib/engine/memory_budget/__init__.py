@@ -9,6 +9,7 @@
     budget.fits(15 * GIB)        # whether they are less than that
     budget.phases, budget.rows   # each phase with what is alive at its highest moment; (phase, what, bytes)
     print(budget)                # a table; in a notebook `budget` alone
+    remedies(plan)               # single changes that need less: [(what, budget), ...], the lowest first
 
 What is counted are the bytes of tensors: weights, gradients, Adam's moments, what autograd keeps for the backward pass
 (`operations.py` says what, operation by operation), logits, the cache of keys and values, the rollout, and what comes
@@ -27,6 +28,7 @@ takes all weights at once) are read from torch's source and have not been measur
 from .budget import GIB, MIB, Budget, estimate
 from .phases import Phase
 from .plan import Plan
+from .remedies import remedies
 from .shape import ModelShape
 
-__all__ = ["GIB", "MIB", "Budget", "ModelShape", "Phase", "Plan", "estimate"]
+__all__ = ["GIB", "MIB", "Budget", "ModelShape", "Phase", "Plan", "estimate", "remedies"]

@@ -1,0 +1,79 @@
+"""What the command line says about memory before anything runs: a preset's budget, and whether it fits a GPU."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ..engine.memory_budget import GIB, Budget, ModelShape, Plan, estimate, remedies
+from ..worlds.tiny_tldr.world import ASSETS, TinyTLDR
+from .errors import InputError, SettingsError
+from .settings import Settings, load_settings
+
+UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def show(preset: str, changes: list[str], model: Path | None, prompt: int | None, gpu: str | None, **rest) -> bool:
+    """The `memory` command: prints the budget; whether it fits, where a GPU was named.
+
+    rest  fields of `Plan` that no setting decides
+    """
+    settings = load_settings(preset, changes)
+    memory = None if gpu is None else bytes_of(gpu)
+    try:
+        plan = plan_of(settings, shape_of(model or ASSETS / "sft"), prompt=prompt or longest_prompt(settings), **rest)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    budget = estimate(plan)
+    print(budget)
+    if memory is not None:
+        print("\n".join(verdict(budget, memory)))
+    return memory is None or budget.fits(memory)
+
+
+def verdict(budget: Budget, memory: int) -> list[str]:
+    """Whether it fits so many bytes; if not, what would help."""
+    room = memory - budget.peak
+    if room >= 0:
+        return [f"fits {memory / GIB:.2f} GiB with {room / GIB:.2f} to spare; the CUDA context and what the allocator "
+                "holds without using it come out of that"]  # fmt: skip
+    help_ = [f"  {less.peak / GIB:7.2f} GiB with {what}" for what, less in remedies(budget.plan)]
+    return [f"does not fit {memory / GIB:.2f} GiB: {-room / GIB:.2f} GiB too much. It would take", *help_]
+
+
+def plan_of(settings: Settings, policy: ModelShape, *, prompt: int, **rest) -> Plan:
+    """The plan of a run's PPO stage. `prompt`: tokens of the longest; `rest`: what no setting decides."""
+    ppo = settings.ppo
+    return Plan(
+        policy=policy, batch=ppo.batch_size, micro_batch=ppo.micro_batch_size, minibatches=ppo.minibatches,
+        prompt=prompt, response=ppo.response_length, skip_unread=ppo.skip_unread, entropy=ppo.entropy_coef > 0, **rest,
+    )  # fmt: skip
+
+
+def shape_of(folder: Path) -> ModelShape:
+    """The shape of the model in a folder."""
+    from transformers import AutoConfig
+
+    try:
+        return ModelShape.of(AutoConfig.from_pretrained(folder, local_files_only=True))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: {error}") from None
+
+
+def longest_prompt(settings: Settings) -> int:
+    """Tokens, of all posts that the run will write about."""
+    world = TinyTLDR(settings.seed)
+    posts = world.posts("ppo", settings.ppo.batch_size * settings.ppo.updates)
+    return max(map(len, world.encode_prompts(posts)))
+
+
+def bytes_of(text: str) -> int:
+    """15GiB, "16 GB" or 24564MiB in bytes.
+
+    raises  SettingsError for what is none of these
+    """
+    found = re.fullmatch(r"([\d.]+)\s*([kmg]?i?b)", text.strip().lower())
+    try:
+        return int(float(found[1]) * UNITS[found[2]])
+    except (TypeError, ValueError, KeyError):
+        raise SettingsError(f"{text!r} is no amount of memory; write for example 15GiB") from None
