@@ -21,7 +21,7 @@ from ..engine.profiler.report import Entry
 from ..maths.records import Prompts
 
 PAD, BOS, EOS = 0, 1, 2  # of random models
-STEP, BACKWARD = "optimiser.step", "optimiser.backward"
+STEP = "optimiser.step"
 
 
 @dataclass(frozen=True)
@@ -66,19 +66,25 @@ def measure(run: Callable[[Parts], Iterator[dict]], updates: int = 2) -> Peaks:
 def _by_phase(whole: Entry) -> dict[str, int]:
     """The peaks of the calls within a rollout, and of those within the updates that follow."""
     rollout = [call for entry in whole.find("ppo.collect") for call in entry.children]
-    training = [call for entry in whole.find("ppo.update") for _, call in entry.walk()]
+    training = [call for entry in whole.find("ppo.update") for call in entry.children]
     steps = [call for call in training if call.label == STEP]
     calls = {
         "sampling": [call for call in rollout if call.label == "sampling.sample"],
         "scoring": [call for call in rollout if call.label != "sampling.sample"],
-        "backward": [call for call in training if call.label == BACKWARD],
+        "backward": [call for call in training if call.label != STEP],  # and the forward passes before it
         "optimiser's step": steps,
     }
     return {name: max(call.memory["tensors"].peak for call in found) for name, found in calls.items()}
 
 
-def random_run(config: PretrainedConfig, settings: PPOConfig, *, prompt: int, dtype: str = "float32") -> Callable:
-    """PPO on random prompts of one length, with untrained models of this config: for `measure`."""
+def random_run(
+    config: PretrainedConfig, settings: PPOConfig, *, prompt: int, dtype: str = "float32",
+    prepare: Callable[[torch.nn.Module], torch.nn.Module] = lambda model: model,
+) -> Callable[[Parts], Iterator[dict]]:  # fmt: skip
+    """PPO on random prompts of one length, with untrained models of this config: for `measure`.
+
+    prepare  is given policy and critic, for example to freeze a part of them
+    """
     config.pad_token_id, config.bos_token_id, config.eos_token_id, config.num_labels = PAD, BOS, EOS, 1
 
     def make(kind: type) -> torch.nn.Module:
@@ -89,7 +95,7 @@ def random_run(config: PretrainedConfig, settings: PPOConfig, *, prompt: int, dt
         policy = make(AutoModelForCausalLM)
         critic, reward_model = (make(AutoModelForSequenceClassification) for _ in range(2))
         state = ppo.new_state(
-            policy, critic, reward_model, settings, parts, seed=0, eos_token_id=EOS, pad_token_id=PAD
+            prepare(policy), prepare(critic), reward_model, settings, parts, seed=0, eos_token_id=EOS, pad_token_id=PAD
         )  # fmt: skip
         shape = settings.batch_size, prompt
         batches = (

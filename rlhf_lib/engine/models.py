@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -73,6 +74,32 @@ def last_mlp_only_where(read: Bool[Tensor, "B states"], *of: nn.Module) -> Itera
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def run_layers_again(model: nn.Module) -> nn.Module:
+    """The same model with gradient checkpointing: a layer keeps its input alone, and runs again for its backward pass.
+
+    Results stay what they are, bit for bit. It does not go with `last_mlp_only_where`, whose hooks are gone by then.
+    """
+    for layer in model.base_model.layers:
+        layer.forward = partial(_again_if_needed, layer.forward)  # a closure would keep this layer in a deep copy
+    return model
+
+
+def _again_if_needed(forward: Callable, *inputs, **settings):
+    if not torch.is_grad_enabled():
+        return forward(*inputs, **settings)
+    return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, **settings)
+
+
+def train_top_layers(model: nn.Module, layers: int) -> nn.Module:
+    """The same model, of which only the top layers, the final norm and a scorer's head learn."""
+    model.requires_grad_(False)
+    *_, final_norm = (module for name, module in model.base_model.named_children() if "norm" in name)
+    top = list(model.base_model.layers)[len(model.base_model.layers) - layers :]
+    for module in [*top, final_norm, *([model.score] if hasattr(model, "score") else [])]:
+        module.requires_grad_(True)
+    return model
 
 
 def no_entropy(logits: Tensor) -> Tensor:

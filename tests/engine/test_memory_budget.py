@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from transformers import (
 
 from rlhf_lib.algorithms.ppo_config import PPOConfig
 from rlhf_lib.course.memory_peaks import measure, plan_of, random_run
+from rlhf_lib.engine import models
 from rlhf_lib.engine.memory_budget import GIB, ModelShape, Plan, estimate, operations
 from rlhf_lib.engine.memory_budget.operations import Pass
 
@@ -109,6 +111,29 @@ def test_an_update_to_the_percent(what):
     for phase in budget.phases:
         assert phase.total == pytest.approx(found.phases[phase.name], rel=0.03), phase
     assert budget.peak == pytest.approx(found.peak, rel=0.01)
+
+
+DEEP = llama(**MIDDLE | {"num_hidden_layers": 6})
+THRIFTY = {  # what is special, what is done to policy and critic, what the plan calls it
+    "checkpointing": (models.run_layers_again, dict(gradient_checkpointing=True)),
+    "top layers": (partial(models.train_top_layers, layers=2), dict(trainable_layers=2)),
+    "no layer": (partial(models.train_top_layers, layers=0), dict(trainable_layers=0)),
+    "both": (
+        lambda model: models.run_layers_again(models.train_top_layers(model, 3)),
+        dict(trainable_layers=3, gradient_checkpointing=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("config", [DEEP, neox(**MIDDLE | {"num_hidden_layers": 6})], ids=["llama", "neox"])
+@pytest.mark.parametrize("what", THRIFTY)
+def test_thrifty_models_to_the_percent(what, config):
+    """Rejects frozen layers that keep, layers made again that keep all or make nothing, and moments of what rests."""
+    prepare, fields = THRIFTY[what]
+    found = measure(random_run(config, SETTINGS, prompt=60, prepare=prepare))
+    budget = estimate(plan_of(config, SETTINGS, prompt=60, found=found, **fields))
+    for phase in budget.phases:
+        assert phase.total == pytest.approx(found.phases[phase.name], rel=0.03), phase
 
 
 ONE_BILLION = ModelShape(

@@ -7,6 +7,7 @@ import torch
 from torch.distributions import Categorical
 from transformers import AutoModelForSequenceClassification
 
+from rlhf_lib.algorithms.parts import prepare_reference
 from rlhf_lib.engine import models
 from rlhf_lib.engine.models import read_score, score_actions, scorer_from_policy, state_values
 from rlhf_lib.maths.alignment import acting_mask, action_mask_from_lengths
@@ -231,3 +232,52 @@ def test_loaded_models_are_float32_and_without_dropout(tmp_path):
     for model in (models.load_policy(tmp_path / "policy"), models.load_scorer(tmp_path / "scorer")):
         assert {weight.dtype for weight in model.parameters()} == {torch.float32}
         assert not any(module.training for module in model.modules())
+
+
+# Models that take less memory
+
+
+def scores_and_gradients(model, texts):
+    log_probs, _ = score_actions(model, texts.tokens, mask_of(texts), temperature=0.7)
+    return log_probs, torch.autograd.grad(log_probs.sum(), list(model.parameters()))
+
+
+def test_layers_that_run_again_change_no_bit():
+    """Rejects a second run with other inputs, and gradients that end at a layer's input."""
+    texts = ragged_texts()
+    log_probs, gradients = scores_and_gradients(tiny_llama(), texts)
+    again, gradients_again = scores_and_gradients(models.run_layers_again(tiny_llama()), texts)
+    assert again.equal(log_probs)
+    assert all(map(torch.equal, gradients, gradients_again))
+
+
+def test_layers_run_again_only_for_backward():
+    """Rejects a second run where nothing is kept anyway, and none where it should be."""
+    model, texts = models.run_layers_again(tiny_llama()), ragged_texts()
+    runs = []
+    model.model.layers[0].mlp.register_forward_hook(lambda *_: runs.append(torch.is_grad_enabled()))
+    with torch.no_grad():
+        score_actions(model, texts.tokens, mask_of(texts), temperature=1.0)
+    assert runs == [False]
+    score_actions(model, texts.tokens, mask_of(texts), temperature=1.0)[0].sum().backward()
+    assert runs == [False, True, True]
+
+
+def test_a_copy_of_layers_that_run_again_has_weights_of_its_own():
+    """Rejects a reference whose layers are the policy's: its KL would stay 0 for ever."""
+    policy, texts = models.run_layers_again(tiny_llama()), ragged_texts()
+    reference = prepare_reference(policy)
+    before = score_actions(reference, texts.tokens, mask_of(texts), temperature=1.0)[0]
+    disturb(policy)
+    assert score_actions(reference, texts.tokens, mask_of(texts), temperature=1.0)[0].equal(before)
+    assert not score_actions(policy, texts.tokens, mask_of(texts), temperature=1.0)[0].equal(before)
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2])
+def test_only_the_top_trains(layers):
+    """Rejects the layers at the bottom, a head that rests, and an embedding that trains."""
+    scorer = models.train_top_layers(make_scorer(), layers)
+    trains = {name for name, weight in scorer.named_parameters() if weight.requires_grad}
+    top = {str(index) for index in range(2 - layers, 2)}
+    assert {name.split(".")[2] for name in trains if ".layers." in name} == top
+    assert {name for name in trains if ".layers." not in name} == {"model.norm.weight", "score.weight"}
