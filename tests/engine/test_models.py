@@ -255,7 +255,7 @@ def test_layers_run_again_only_for_backward():
     """Rejects a second run where nothing is kept anyway, and none where it should be."""
     model, texts = models.run_layers_again(tiny_llama()), ragged_texts()
     runs = []
-    model.model.layers[0].mlp.register_forward_hook(lambda *_: runs.append(torch.is_grad_enabled()))
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: runs.append(torch.is_grad_enabled()))
     with torch.no_grad():
         score_actions(model, texts.tokens, mask_of(texts), temperature=1.0)
     assert runs == [False]
