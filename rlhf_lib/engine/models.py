@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,6 +24,7 @@ from ..maths.records import Texts
 from ..maths.shapes import ActionMask, PerAction, PerRow, PerState, Tokens
 from .loading import load_model
 
+States, Actions, PerChoice = Float[Tensor, "N D"], Int[Tensor, "N"], Float[Tensor, "N"]
 LOGITS_AT_ONCE = 2**22  # numbers in one block of logits: 16 MiB in float32
 
 
@@ -122,19 +123,41 @@ def score_actions(
              ever exists
     """
     states = acting_states(hidden_states(model, tokens))[action_mask]
-    actions = actions_of(tokens)[action_mask]
     head = model.get_output_embeddings()
+    log_probs, entropies = score_in_blocks(
+        head, states, actions_of(tokens)[action_mask],
+        temperature=temperature, rows=max(1, LOGITS_AT_ONCE // head.weight.shape[0]), entropy=entropy,
+    )  # fmt: skip
+    blank = torch.zeros(action_mask.shape, dtype=log_probs.dtype, device=log_probs.device)
+    return blank.masked_scatter(action_mask, log_probs), blank.masked_scatter(action_mask, entropies)
 
-    def score_block(states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+
+def score_in_blocks(
+    head: nn.Module, states: States, actions: Actions, *, temperature: float, rows: int,
+    entropy: Callable[[Tensor], Tensor],
+) -> tuple[PerChoice, PerChoice]:  # fmt: skip
+    """Log-probability of each action and entropy of softmax(logits / temperature), in nats, `rows` states at a time.
+
+    head     from states [n, D] to logits [n, V]
+    states   [N, D], and actions [N] that were chosen in them
+    rows     of a block; where V is large even the logits of the chosen places alone are too many
+    entropy  from logits [n, V] to nats [n]
+    returns  two of [N], in float32 whatever the head computes in. With more than one block only states are kept
+             between the passes: backward makes the logits of each block again
+    """
+
+    def score(states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         logits = head(states).float().div_(temperature)  # in place: it may be the largest tensor there is
         log_probs = logits.log_softmax(-1).gather(-1, actions[:, None]).squeeze(-1)
         return log_probs, entropy(logits)
 
-    # In blocks, since where V is large even the logits of the chosen places alone are too many.
-    blocks = list(_in_blocks(score_block, states, actions, rows=max(1, LOGITS_AT_ONCE // head.weight.shape[0])))
-    log_probs, entropies = (torch.cat(column) for column in zip(*blocks, strict=True))
-    blank = torch.zeros(action_mask.shape, dtype=log_probs.dtype, device=log_probs.device)
-    return blank.masked_scatter(action_mask, log_probs), blank.masked_scatter(action_mask, entropies)
+    again = len(states) > rows and torch.is_grad_enabled()
+    blocks = [
+        checkpoint(score, *block, use_reentrant=False) if again else score(*block)
+        for block in zip(states.split(rows), actions.split(rows), strict=True)
+    ]
+    log_probs, entropies = zip(*blocks, strict=True)
+    return torch.cat(log_probs), torch.cat(entropies)
 
 
 def score_actions_from_logits(
@@ -175,11 +198,3 @@ def scorer_from_policy(policy: nn.Module, *, seed: int) -> nn.Module:
     with torch.no_grad():
         scorer.score.weight.copy_(noise / (width + 1) ** 0.5)
     return scorer.eval()
-
-
-def _in_blocks(function: Callable, states: Tensor, actions: Tensor, *, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The function over blocks of rows; with more than one, backward recomputes logits instead of keeping them."""
-    recompute = len(states) > rows and torch.is_grad_enabled()
-    for start in range(0, max(len(states), 1), rows):
-        block = states[start : start + rows], actions[start : start + rows]
-        yield checkpoint(function, *block, use_reentrant=False) if recompute else function(*block)

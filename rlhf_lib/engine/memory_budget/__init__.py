@@ -26,9 +26,13 @@ takes all weights at once) are read from torch's source and have not been measur
 """
 
 from .budget import GIB, MIB, Budget, estimate
+from .held import held_bytes
+from .operations import layer_bytes
 from .phases import Phase
 from .plan import Plan
 from .remedies import remedies
 from .shape import ModelShape
 
-__all__ = ["GIB", "MIB", "Budget", "ModelShape", "Phase", "Plan", "estimate", "remedies"]
+__all__ = [
+    "GIB", "MIB", "Budget", "ModelShape", "Phase", "Plan", "estimate", "held_bytes", "layer_bytes", "remedies",
+]  # fmt: skip

@@ -116,6 +116,15 @@ def layer(run: Pass, *, mlp: Pass | None = None) -> list[Operation]:
     return operations
 
 
+def layer_bytes(shape: ModelShape, *, rows: int, states: int) -> int:
+    """Bytes that one layer keeps between its forward and its backward pass, in float32, with fused attention.
+
+    rows, states  of the batch on its way through, padding included
+    returns       what autograd keeps, each tensor once; no weights, which are there anyway
+    """
+    return sum(operation.keeps for operation in layer(Pass(shape=shape, rows=rows, states=states, actions=0)))
+
+
 def final_norm(run: Pass) -> Operation:
     return _norm("final norm", run)
 

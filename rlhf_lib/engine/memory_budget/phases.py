@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from ..models import LOGITS_AT_ONCE
 from . import operations
+from .held import held_bytes
 from .operations import DOUBLE, FLOAT32, INTEGER, Operation, Pass
 from .plan import Plan
 
@@ -41,8 +42,14 @@ def weights(plan: Plan) -> Rows:
         "policy": plan.policy.policy, "critic": plan.shape_of("critic").scorer - shared,
         "reference": plan.policy.policy - shared, "reward model": plan.shape_of("reward_model").scorer,
     }  # fmt: skip
-    moments = plan.moments * (plan.trainable("policy") + plan.trainable("critic"))
-    return {name: count * plan.number for name, count in counts.items()} | {"Adam's moments": moments * plan.number}
+    found = {name: count * plan.number for name, count in counts.items()}
+    return found | {"Adam's moments": training(plan)["moments"]}
+
+
+def training(plan: Plan) -> Rows:
+    """Weights that train, their gradients and their moments, of policy and critic together."""
+    trainable = plan.trainable("policy") + plan.trainable("critic")
+    return held_bytes(trainable, 0, number=plan.number, moments=plan.moments)
 
 
 def rollout(plan: Plan) -> Rows:
@@ -104,7 +111,7 @@ def step(plan: Plan) -> Phase:
     largest = max(plan.largest("policy"), plan.largest("critic"))
     trains = plan.trainable("policy"), plan.trainable("critic")
     passing = 2 * largest if plan.device == "cpu" else max(trains)
-    rows = {"gradients": sum(trains) * plan.number, PASSING: passing * plan.number}
+    rows = {"gradients": training(plan)["gradients"], PASSING: passing * plan.number}
     return Phase("optimiser's step", rows, "root of the second moments")
 
 
@@ -152,8 +159,9 @@ def forward(plan: Plan, model: str) -> list[Stretch]:
 def backward(plan: Plan) -> Phase:
     """The highest moment on the way back through the critic and then, since it ran first, the policy."""
     stretches = [stretch for model in ("policy", "critic") for stretch in forward(plan, model)]
-    whole = (plan.trainable("policy") + plan.trainable("critic")) * plan.number
-    gradients = whole if plan.several else 0  # of earlier micro-batches: to these each new one is added, and freed
+    gradients = (
+        training(plan)["gradients"] if plan.several else 0
+    )  # of earlier micro-batches: to these each new one is added, and freed
     kept = Counter[str]()
     best = Phase("backward", {}, "")
     waiting = 0
