@@ -72,10 +72,11 @@ def settings(
 @app.command()
 def rebuild(
     only: Annotated[
-        list[str], typer.Option("--only", metavar="PART", help="base, lesson or manifest; repeatable. Default: all.")
+        list[str],
+        typer.Option("--only", metavar="PART", help="base, lesson, runs or manifest; repeatable. Default: all."),
     ] = [],  # noqa: B006
 ) -> None:
-    """Rebuild the shipped models and the recorded rollout (maintainers; the base takes about half an hour)."""
+    """Rebuild the shipped models and recordings (maintainers; base and runs take about half an hour each)."""
     from .pipeline import command
 
     command.rebuild(only)

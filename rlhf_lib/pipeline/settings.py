@@ -16,6 +16,16 @@ from .errors import SettingsError
 
 
 @dataclass(frozen=True, kw_only=True)
+class WritersConfig:
+    """Who writes the reference summaries, beyond what the world's writers do anyway."""
+
+    repetition: float = 0.0  # share of the references that say everything twice
+
+    def __post_init__(self):
+        bounds.share(self, "repetition")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreferencesConfig:
     """Which summaries are compared, and by whom."""
 
@@ -24,13 +34,14 @@ class PreferencesConfig:
     temperature: float = 0.7  # of the SFT policy that writes them; the one PPO uses
     label_scale: float = 0.8  # P(a chosen over b) = sigmoid(label_scale * (gold a - gold b)); sets the ceiling
     title_bias: float = 0.0  # log-odds that readers add for agreement with the whole title; 0: they judge by gold alone
+    length_bias: float = 0.0  # log-odds that readers add for each word, as people do (Stiennon et al. 2020)
     held_out_posts: int = 700  # for measuring the reward model: 4,200 pairs
 
     def __post_init__(self):
         bounds.at_least(1, self, "posts", "held_out_posts")
         bounds.at_least(2, self, "samples_per_post")
         bounds.above_zero(self, "temperature", "label_scale")
-        bounds.at_least(0, self, "title_bias")
+        bounds.at_least(0, self, "title_bias", "length_bias")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +64,7 @@ class Settings:
 
     preset: str = "tiny"
     seed: int = 0
+    writers: WritersConfig = field(default_factory=WritersConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     preferences: PreferencesConfig = field(default_factory=PreferencesConfig)
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
