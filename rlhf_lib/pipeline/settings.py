@@ -90,7 +90,20 @@ TINY = Settings(
     ppo=PPOConfig(updates=30, batch_size=128, learning_rate=1e-4),
 )
 
-PRESETS = {settings.preset: settings for settings in (TINY,)}
+# Goodhart's law on purpose (Gao et al. 2022): readers who like length, and no KL penalty. The policy first learns what
+# readers want; then it finds that saying everything twice, which a few writers do, pays more than it costs, and gold
+# falls. Half the batch and a smaller reward model's training keep it as short as `tiny` with twice the updates.
+TINY_OVEROPTIMISED = replace(
+    TINY,
+    preset="tiny-overoptimised",
+    writers=WritersConfig(repetition=0.04),
+    sft=replace(TINY.sft, steps=60),
+    preferences=replace(TINY.preferences, posts=1000, temperature=1.0, length_bias=0.42),
+    reward_model=replace(TINY.reward_model, steps=120),
+    ppo=replace(TINY.ppo, updates=60, batch_size=64, kl_coef=0.0),
+)
+
+PRESETS = {settings.preset: settings for settings in (TINY, TINY_OVEROPTIMISED)}
 
 
 def load_settings(preset: str, overrides: list[str] | None = None, *, seed: int | None = None) -> Settings:
