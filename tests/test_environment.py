@@ -120,3 +120,12 @@ def test_ci_covers_the_oldest_python_and_conda_s():
 def test_every_folder_of_modules_is_a_package():
     folders = {path.parent for path in (ROOT / "rlhf_lib").rglob("*.py")}
     assert not [folder for folder in folders if not (folder / "__init__.py").is_file()]
+
+
+def test_every_file_beside_the_modules_is_shipped():
+    """Rejects a script, model or template that only a checkout has: in Colab the course is installed from a wheel."""
+    package = ROOT / "rlhf_lib"
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["rlhf_lib"]
+    shipped = {path for pattern in patterns for path in package.glob(pattern)}
+    files = {path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert sorted(files - shipped - set(package.rglob("*.py"))) == []

@@ -11,7 +11,18 @@ from torch import Tensor
 from . import answers, journal, sandbox
 from .exercise import Case, Exercise, Twin
 from .exercises import EXERCISES, PREAMBLES, by_name
-from .observe import INTO, TIME_LIMIT, LibraryCalled, Observation, TimeUp, expect, line_of, observe, same
+from .observe import (
+    INTO,
+    TIME_LIMIT,
+    LibraryCalled,
+    Observation,
+    TimeUp,
+    differ_in_kind,
+    expect,
+    line_of,
+    observe,
+    same,
+)
 from .verdict import Verdict, as_text, kind_of
 
 
@@ -103,7 +114,7 @@ def _explain(
     rows = [(name, as_text(value)) for name, value in case.arguments.items()]
     for name, right in expected.found.items() if seen.error is None else ():
         got = seen.found.get(name, "nothing")
-        if not same(name, right, got):
+        if not same(name, right, got, expected.tolerance):
             rows += [(f"expected {name}", as_text(right)), (f"your {name}", as_text(got))]
     return Verdict(
         exercise.name,
@@ -129,13 +140,13 @@ def _what_happened(exercise: Exercise, expected: Observation, seen: Observation)
     for name, right in expected.found.items():
         if name not in seen.found:
             return f"It should return {', '.join(expected.found)}; it returns {', '.join(seen.found)}.", ()
-        if difference := _difference(name, right, seen.found[name]):
+        if difference := _difference(name, right, seen.found[name], expected.tolerance):
             return difference, ()
     extra = ", ".join(seen.found.keys() - expected.found.keys())
     return f"It returns more than it should: {extra}.", ()
 
 
-def _difference(name: str, right: Tensor | str, got: Tensor | str) -> str:
+def _difference(name: str, right: Tensor | str, got: Tensor | str, tolerance: float) -> str:
     """In words how two findings differ; "" if they do not."""
     if isinstance(right, str):
         return "" if right == got else "It accepts arguments that it should refuse with a ValueError."
@@ -147,9 +158,9 @@ def _difference(name: str, right: Tensor | str, got: Tensor | str) -> str:
         return f"Its {name} should be a tensor, it is {got}."
     if got.shape != right.shape:
         return f"Its {name} has shape {tuple(got.shape)}, it should have {tuple(right.shape)}."
-    if got.is_floating_point() != right.is_floating_point():
+    if differ_in_kind(got, right):
         return f"Its {name} holds {kind_of(got)}, it should hold {kind_of(right)}."
-    if same(name, right, got):
+    if same(name, right, got, tolerance):
         return ""
     if got.dtype != right.dtype:
         return f"Its {name} has only the precision of {kind_of(got)}: the arguments are {kind_of(right)}."

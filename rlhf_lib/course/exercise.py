@@ -15,7 +15,8 @@ class Case:
 
     label: str
     arguments: dict[str, object]
-    gradients: tuple[str, ...] = ()  # arguments into which the gradient is compared as well
+    gradients: tuple[str, ...] = ()  # arguments, tensors or models, into which the gradient is compared as well
+    tolerance: float = 1e-9  # relative and absolute; wider where a right answer computes in single precision
 
     @property
     def size(self) -> int:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import html
 import inspect
+import json
 import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
+from ..algorithms.ppo_config import PPOConfig
+from ..engine.sampling import sample, uniforms
 from ..maths.records import Rollout
+from ..pipeline.texts import Summary, judge_samples, make_prompts
 from ..worlds.tiny_tldr.posts import Post
 from ..worlds.tiny_tldr.world import TinyTLDR
 
@@ -123,12 +128,27 @@ class TinyLesson:
         start, end = int(self.rollout.prompt_lengths[row]), int(self.rollout.sequence_lengths[row])
         return self.tokenizer.decode(self.rollout.tokens[row, start:end])
 
+    def write(self, policy, posts: list[Post]) -> list[Summary]:
+        """What a policy writes below posts, judged; every policy draws with the same randomness."""
+        prompts = make_prompts(self.world, posts)
+        randomness = uniforms("lesson", rows=len(posts), steps=PPOConfig.response_length)
+        samples = sample(
+            policy, prompts.tokens, prompts.lengths, randomness, temperature=PPOConfig.temperature,
+            eos_token_id=self.tokenizer.eos_token_id, pad_token_id=self.tokenizer.pad_token_id,
+        )  # fmt: skip
+        return list(judge_samples(self.world, posts, samples))
+
 
 def tiny() -> TinyLesson:
     """The world and the rollout that ship with the course."""
     from ..pipeline.assets import load_rollout
 
     return TinyLesson(TinyTLDR(0), load_rollout())
+
+
+def recorded(name: str) -> dict:
+    """A run that takes too long for a lesson, as it was recorded; benchmarks/README.md has the command."""
+    return json.loads((Path(__file__).parent / "recorded" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def sft_model():

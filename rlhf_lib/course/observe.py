@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import io
 import threading
@@ -12,14 +13,14 @@ from dataclasses import dataclass, field
 from inspect import Parameter, signature
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .exercise import Case
 
 TIME_LIMIT = 5.0  # seconds for one call; the slowest honest loop needs a hundredth of it
 PRINTED_AT_MOST = 2000  # characters
 NUDGE = 1e-6  # of the central differences
-TOLERANCE, GRADIENT_TOLERANCE = 1e-9, 1e-5
+TOLERANCE, GRADIENT_TOLERANCE = Case.tolerance, 1e-5
 INTO = "gradient into "
 
 
@@ -39,26 +40,32 @@ class Observation:
     error: BaseException | None = None
     changed: tuple[str, ...] = ()  # arguments edited in place
     printed: str = ""
+    tolerance: float = TOLERANCE
 
     def agrees_with(self, other: Observation) -> bool:
         """The same results by name, shape, kind and value (NaN equals NaN), and the same misbehaviour."""
         return (
             self.found.keys() == other.found.keys()
             and self.changed == other.changed
-            and all(same(name, value, other.found[name]) for name, value in self.found.items())
+            and all(same(name, value, other.found[name], self.tolerance) for name, value in self.found.items())
         )
 
 
-def same(name: str, one: Tensor | str, other: Tensor | str) -> bool:
+def same(name: str, one: Tensor | str, other: Tensor | str, tolerance: float = TOLERANCE) -> bool:
     """Whether two findings under one name are the same."""
     if isinstance(one, str) or isinstance(other, str):
         return isinstance(one, str) and isinstance(other, str) and one == other
-    if one.shape != other.shape or one.is_floating_point() != other.is_floating_point():
+    if one.shape != other.shape or differ_in_kind(one, other):
         return False
     if not one.is_floating_point():
         return torch.equal(one, other)
-    tolerance = GRADIENT_TOLERANCE if name.startswith(INTO) else TOLERANCE
+    tolerance = GRADIENT_TOLERANCE if name.startswith(INTO) else tolerance
     return torch.allclose(one.double(), other.double(), rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def differ_in_kind(one: Tensor, other: Tensor) -> bool:
+    """Whether one holds fractions, or booleans, and the other does not: `~` of a mask of integers is no mask."""
+    return any(kind(one) != kind(other) for kind in (Tensor.is_floating_point, lambda x: x.dtype == torch.bool))
 
 
 def observe(function: Callable, case: Case) -> Observation:
@@ -78,6 +85,7 @@ def observe(function: Callable, case: Case) -> Observation:
         {name: value.detach() if isinstance(value, Tensor) else value for name, value in found.items()},
         changed=changed,
         printed=printed.getvalue(),
+        tolerance=case.tolerance,
     )
 
 
@@ -95,7 +103,7 @@ def expect(specification: Callable, case: Case) -> Observation:
 
     for name in case.gradients:
         found[INTO + name] = _differences(total, case.arguments, name)
-    return Observation(found)
+    return Observation(found, tolerance=case.tolerance)
 
 
 def bind(function: Callable, arguments: Mapping[str, object]) -> object:
@@ -116,14 +124,17 @@ def named_results(result: object) -> dict[str, Tensor | str]:
     return {name: _as_found(value) for name, value in parts.items()}
 
 
-def gradient(found: Mapping[str, Tensor | str], leaf: Tensor) -> Tensor | str:
-    """d (weighted sum of all results) / d leaf, or in words why there is none."""
+def gradient(found: Mapping[str, Tensor | str], argument: Tensor | nn.Module) -> Tensor | str:
+    """d (weighted sum of all results) / d argument, or in words why there is none."""
     weights = _weights(found)
     tracked = [(weights[name] * found[name]).sum() for name in weights if found[name].requires_grad]
     if not tracked:
         return "none: the result is cut off from it"
-    (derivative,) = torch.autograd.grad(sum(tracked), leaf, allow_unused=True)
-    return "none: the result does not depend on it" if derivative is None else derivative
+    derivatives = torch.autograd.grad(sum(tracked), _leaves(argument), allow_unused=True)
+    if all(derivative is None for derivative in derivatives):
+        return "none: the result does not depend on it"
+    return _as_one(argument, [d if d is not None else torch.zeros_like(leaf)
+                              for d, leaf in zip(derivatives, _leaves(argument))])  # fmt: skip
 
 
 def with_time_limit(function: Callable[[], object], seconds: float) -> object:
@@ -176,16 +187,28 @@ def _weights(found: Mapping[str, Tensor | str]) -> dict[str, Tensor]:
 
 
 def _differences(total: Callable, arguments: Mapping[str, object], name: str) -> Tensor:
-    leaf = arguments[name]
-    slopes = torch.zeros_like(leaf).flatten()
-    for place in range(leaf.numel()):
-        ends = []
-        for step in (NUDGE, -NUDGE):
-            nudged = leaf.clone()
-            nudged.view(-1)[place] += step
-            ends.append(total({**arguments, name: nudged}))
-        slopes[place] = (ends[0] - ends[1]) / (2 * NUDGE)
-    return slopes.reshape(leaf.shape)
+    slopes = [torch.zeros_like(leaf) for leaf in _leaves(arguments[name])]
+    for number, leaf in enumerate(slopes):
+        for place in range(leaf.numel()):
+            ends = []
+            for step in (NUDGE, -NUDGE):
+                nudged = copy.deepcopy(arguments[name])
+                with torch.no_grad():
+                    _leaves(nudged)[number].view(-1)[place] += step
+                ends.append(total({**arguments, name: nudged}))
+            leaf.view(-1)[place] = (ends[0] - ends[1]) / (2 * NUDGE)
+    return _as_one(arguments[name], slopes).detach()
+
+
+def _leaves(argument: Tensor | nn.Module) -> list[Tensor]:
+    """A tensor itself, or the weights of a model."""
+    return list(argument.parameters()) if isinstance(argument, nn.Module) else [argument]
+
+
+def _as_one(argument: Tensor | nn.Module, derivatives: list[Tensor]) -> Tensor:
+    """In the shape of the tensor; of a model, one row of numbers."""
+    flat = torch.cat([derivative.flatten() for derivative in derivatives])
+    return flat if isinstance(argument, nn.Module) else flat.reshape(argument.shape)
 
 
 def _as_found(value: object) -> Tensor | str:
@@ -197,9 +220,9 @@ def _as_found(value: object) -> Tensor | str:
 
 
 def _copy(value: object, trained: bool) -> object:
-    if not isinstance(value, Tensor):
-        return value
-    return value.detach().clone().requires_grad_(trained)
+    if isinstance(value, nn.Module):
+        return copy.deepcopy(value).requires_grad_(trained)
+    return value.detach().clone().requires_grad_(trained) if isinstance(value, Tensor) else value
 
 
 def _unchanged(value: object, original: object) -> bool:

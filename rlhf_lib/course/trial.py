@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..algorithms.parts import Parts
 from ..algorithms.ppo_config import PPOConfig
+from ..engine import models
 from . import answers
 from .exercises import by_name, of_lesson
 from .sandbox import instead_of
@@ -87,18 +88,22 @@ def train_with(lesson: str, config: PPOConfig = SHORT, *, seed: int = 0) -> Tria
 def trial(mine: Mapping[str, Callable], config: PPOConfig = SHORT, *, seed: int = 0) -> Trial:
     """The same short run twice, with the functions given by name and with the library's."""
     calls: Counter[str] = Counter({name: 0 for name in mine})
+    ask = dict(seed=seed, open_attention="masked_softmax" in mine)  # fused attention would never call it
     with in_use({name: _counted(name, function, calls) for name, function in mine.items()}) as parts:
-        yours = list(_shown("yours", short_run(parts, config, seed=seed), config.updates))
-    library = list(_shown("library", short_run(Parts(), config, seed=seed), config.updates))
+        yours = list(_shown("yours", short_run(parts, config, **ask), config.updates))
+    library = list(_shown("library", short_run(Parts(), config, **ask), config.updates))
     return Trial(dict(calls), yours, library)
 
 
 @contextmanager
 def in_use(mine: Mapping[str, Callable]) -> Iterator[Parts]:
     """The parts with these functions in their slots; those without a slot stand in for the library's meanwhile."""
-    slots = {field.name for field in fields(Parts)}
-    with instead_of({by_name(name).library: function for name, function in mine.items() if name not in slots}):
-        yield replace(Parts(), **{name: function for name, function in mine.items() if name in slots})
+    slots = {field.name: name for field in fields(Parts) for name in mine if field.default is by_name(name).library}
+    others = {by_name(name).library: function for name, function in mine.items() if name not in slots.values()}
+    # The library's scorer never makes all logits, so it has no use for a function that takes them.
+    plain = {"score_actions": models.score_actions_from_logits} if "action_log_probs" in mine else {}
+    with instead_of(others):
+        yield replace(Parts(), **plain, **{slot: mine[name] for slot, name in slots.items()})
 
 
 def _counted(name: str, function: Callable, calls: Counter[str]) -> Callable:

@@ -66,10 +66,10 @@ class Verdict:
 
 
 def as_text(value: object) -> str:
-    """A small tensor row by row, as a person would write it; of a large one, its shape."""
+    """A small tensor row by row, as a person would write it; of a large or an empty one, its shape."""
     if not isinstance(value, Tensor):
         return str(value)
-    if value.numel() > ENTRIES_SHOWN or value.dim() > 2:
+    if not 0 < value.numel() <= ENTRIES_SHOWN or value.dim() > 2:
         return f"{kind_of(value)} of shape {tuple(value.shape)}"
     rows = value.detach().reshape(-1, value.shape[-1] if value.dim() else 1)
     return "\n".join(" ".join(f"{_entry(entry):>7}" for entry in row) for row in rows)

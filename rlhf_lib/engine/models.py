@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..maths import losses
-from ..maths.alignment import acting_states, actions_of
+from ..maths.alignment import acting_states, action_log_probs, actions_of
+from ..maths.masking import keep
 from ..maths.records import Texts
 from ..maths.shapes import ActionMask, PerAction, PerRow, PerState, Tokens
 
@@ -56,7 +57,9 @@ def score_actions(
 ) -> tuple[PerAction, PerAction]:
     """Log-probability of each action and entropy of softmax(logits / temperature), in nats; 0 off the mask.
 
-    The head runs only where something was chosen, and in blocks: no tensor of [B, T, V] exists when V is large.
+    entropy  from logits [..., V] to nats
+    returns  two of [B, T-1], float32 at least. The head runs only where something was chosen: no tensor of [B, T, V]
+             ever exists
     """
     states = acting_states(hidden_states(model, tokens))[action_mask]
     actions = actions_of(tokens)[action_mask]
@@ -67,10 +70,25 @@ def score_actions(
         log_probs = logits.log_softmax(-1).gather(-1, actions[:, None]).squeeze(-1)
         return log_probs, entropy(logits)
 
+    # In blocks, since where V is large even the logits of the chosen places alone are too many.
     blocks = list(_in_blocks(score_block, states, actions, rows=max(1, LOGITS_AT_ONCE // head.weight.shape[0])))
     log_probs, entropies = (torch.cat(column) for column in zip(*blocks, strict=True))
     blank = torch.zeros(action_mask.shape, dtype=log_probs.dtype, device=log_probs.device)
     return blank.masked_scatter(action_mask, log_probs), blank.masked_scatter(action_mask, entropies)
+
+
+def score_actions_from_logits(
+    model: nn.Module,
+    tokens: Tokens,
+    action_mask: ActionMask,
+    *,
+    temperature: float,
+    entropy: Callable[[Tensor], Tensor] = losses.entropy,
+) -> tuple[PerAction, PerAction]:
+    """The same as `score_actions` the plain way, by all logits [B, T, V]: to read, and for small vocabularies."""
+    logits = model(input_ids=tokens, use_cache=False).logits.float() / temperature
+    log_probs = keep(action_log_probs(logits, tokens), action_mask)
+    return log_probs, keep(entropy(acting_states(logits)), action_mask)
 
 
 def state_values(critic: nn.Module, tokens: Tokens) -> PerState:

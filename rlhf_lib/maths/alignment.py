@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from .masking import mask_from_lengths
-from .shapes import ActionMask, Lengths, PerAction, PerState
+from .shapes import ActionMask, Lengths, PerAction, PerState, Tokens
 
 
 def actions_of(tokens: Shaped[Tensor, "B states"]) -> Shaped[Tensor, "B actions"]:
@@ -24,6 +24,18 @@ def actions_of(tokens: Shaped[Tensor, "B states"]) -> Shaped[Tensor, "B actions"
 def acting_states(per_state: Shaped[Tensor, "B states *rest"]) -> Shaped[Tensor, "B actions *rest"]:
     """Whatever a model put out in each state in which something is chosen next: the last state is dropped."""
     return per_state[:, :-1]
+
+
+def action_log_probs(logits: Float[Tensor, "B states V"], tokens: Tokens) -> PerAction:
+    """log pi(tokens[:, t+1] | state t) of each choice that was made, in nats.
+
+    logits   [B, T, V] as a model puts them out, already divided by the temperature: place t is about token t+1
+    tokens   [B, T]
+    returns  [B, T-1], also where nobody chose: prompt and padding are for `action_mask` to leave out
+    differs  `score_actions` gives the same without ever making [B, T, V]: it asks the head only where something counts
+    """
+    log_probs = acting_states(logits).log_softmax(-1)
+    return log_probs.gather(-1, actions_of(tokens)[..., None]).squeeze(-1)
 
 
 def values_before(values: PerState) -> PerAction:

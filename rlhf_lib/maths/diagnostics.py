@@ -38,8 +38,7 @@ def step_zero_gaps(
 ) -> dict[str, Scalar]:
     """Three numbers that are 0, up to rounding, before the first update. Any two can be 0 while the third is not.
 
-    log_probs  [B, T-1] nats, of the policy as it trains; `old_` as it scored the rollout, `sampler_` as it drew it,
-               `ref_` of the reference
+    log_probs  [B, T-1] nats, of the policy as it trains; `old_` as it scored the rollout, `sampler_` as it drew it
     returns    kl_before_first_update           mean |old - ref|, in nats: bounds the k1 estimate of the KL
                ratio_error_before_first_update  max |ratio - 1|, with ratio = pi / pi_old as in the loss
                sampler_forward_gap              max |sampler - old|, in nats

@@ -23,13 +23,7 @@ PICTURES = ROOT / "runs" / "widgets"  # not in git
 START_SECONDS, STEP_MS, RUN_MS = 120, 10_000, 180_000
 CHROMIUM = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
             "--disable-background-networking", "--disable-component-update", "--disable-sync")  # fmt: skip
-SETTINGS = {
-    "apputils-extension/notification": {
-        "fetchNews": "false",
-        "checkForUpdates": False,
-    },  # else a pop-up covers the page
-    "notebook-extension/tracker": {"windowingMode": "none"},  # else cells out of view are not in the page
-}
+SETTINGS = {"notebook-extension/tracker": {"windowingMode": "none"}}  # else cells out of view are not in the page
 NOT_OURS = ("favicon", "extension", "Source map")
 
 
@@ -43,7 +37,7 @@ def browser_path() -> str | None:
 
 
 class Lab:
-    """A JupyterLab of its own: folder, settings, port and token."""
+    """A JupyterLab of its own: folder, port, token, and the settings that `course.py lab` uses."""
 
     def __init__(self, home: Path):
         self.home, self.folder, self.token = home, home / "root", secrets.token_hex(16)
@@ -65,7 +59,8 @@ class Lab:
 
     def start(self) -> subprocess.Popen:
         arguments = ["--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={self.port}", "--expose-app-in-browser",
-                     "--ServerApp.port_retries=0", f"--ServerApp.root_dir={self.folder}"]  # fmt: skip
+                     "--ServerApp.port_retries=0", f"--ServerApp.root_dir={self.folder}",
+                     f"--LabApp.app_settings_dir={ROOT / '.lab'}"]  # fmt: skip
         with open(self.home / "lab.log", "w") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "jupyterlab", *arguments],

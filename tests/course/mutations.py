@@ -24,8 +24,9 @@ def mutants(source: str) -> Iterator[tuple[str, str]]:
     """The changed line and the whole changed source, for every change that can be made in one place."""
     tree = ast.parse(source)
     places = [node for node in ast.walk(tree) if not _is_docstring(node)]
+    never_run = {id(node) for place in _annotations(tree) for node in ast.walk(place)}
     for number, node in enumerate(places):
-        for change in _changes(node):
+        for change in _changes(node) if id(node) not in never_run else ():
             other = copy.deepcopy(tree)
             twin = [node for node in ast.walk(other) if not _is_docstring(node)][number]
             _replace(other, twin, change(copy.deepcopy(node)))
@@ -37,6 +38,8 @@ def mutants(source: str) -> Iterator[tuple[str, str]]:
 def _changes(node: ast.AST) -> Iterator:
     if isinstance(node, ast.BinOp) and type(node.op) in SWAPPED:
         yield lambda n: _with(n, op=SWAPPED[type(n.op)]())
+        if isinstance(node.op, ast.Sub):
+            yield lambda n: _with(n, op=ast.Mult())
     if isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPPED:
         yield lambda n: _with(n, ops=[SWAPPED[type(n.ops[0])](), *n.ops[1:]])
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
@@ -85,6 +88,12 @@ def _replace(tree: ast.AST, old: ast.AST, new: ast.AST) -> None:
                 setattr(parent, name, new)
             elif isinstance(value, list) and any(item is old for item in value):
                 setattr(parent, name, [new if item is old else item for item in value])
+
+
+def _annotations(tree: ast.AST) -> Iterator[ast.AST]:
+    """What stands behind a colon or an arrow."""
+    for node in ast.walk(tree):
+        yield from (getattr(node, name) for name in ("annotation", "returns") if getattr(node, name, None) is not None)
 
 
 def _is_docstring(node: ast.AST) -> bool:

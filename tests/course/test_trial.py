@@ -16,6 +16,7 @@ from rlhf_lib.course.trial import NothingToTrainWith, trial
 from rlhf_lib.maths import advantages, masking
 from tests.course.written import solutions_of, solved
 
+NOT_IN_PPO = {"kl_k2"}  # pays k1, watches k3
 ONE_UPDATE = replace(SHORT, updates=1, batch_size=8)
 
 
@@ -26,7 +27,7 @@ def test_every_answer_is_called_and_trains_like_the_library(lesson):
         assert getattr(check, name)(solved(name)).passed
     run = train_with(lesson, ONE_UPDATE)
     assert list(run.calls) == [exercise.name for exercise in MODULES[lesson].EXERCISES]
-    assert all(count > 0 for count in run.calls.values()), run.calls
+    assert all(count > 0 for name, count in run.calls.items() if name not in NOT_IN_PPO), run.calls
     assert run.first_update_agrees
 
 

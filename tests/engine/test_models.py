@@ -71,6 +71,13 @@ def score_naively(model, tokens, mask):
     return whole.log_prob(tokens[:, 1:]) * mask, whole.entropy() * mask
 
 
+def test_the_plain_way_is_the_same():
+    """Rejects a scorer for the exercises that trains something else than the library's, off the mask as well."""
+    expected = with_gradients(functools.partial(score_actions, temperature=0.7))
+    found = with_gradients(functools.partial(models.score_actions_from_logits, temperature=0.7))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 5, 1000])
 def test_blocks_change_no_value_and_no_gradient(monkeypatch, rows):
     """Rejects a last block that is dropped, results in another order, and gradients lost in recomputing or detached."""

@@ -132,6 +132,26 @@ def check_acting_states(fn: Callable) -> None:
     assert_close(fn(logits[..., 0]), floats([0, 4]).float())
 
 
+def check_action_log_probs(fn: Callable) -> None:
+    """torch's distribution in each state, asked for the next token; the last state is asked for nothing."""
+    generator = torch.Generator().manual_seed(5)
+    for rows, states, vocab in ((1, 2, 3), (3, 5, 4), (4, 4, 4)):
+        logits = torch.randn(rows, states, vocab, generator=generator, dtype=torch.float64).requires_grad_()
+        tokens = torch.randint(vocab, (rows, states), generator=generator)
+        found = fn(logits, tokens)
+        one_by_one = [
+            [float(Categorical(logits=logits[b, t].detach()).log_prob(tokens[b, t + 1])) for t in range(states - 1)]
+            for b in range(rows)
+        ]
+        assert_close(found.detach(), floats(*one_by_one))
+        weighted = found * torch.arange(1.0, found.numel() + 1, dtype=torch.float64).reshape(found.shape)
+        into = helpers.derivative(weighted, logits)
+        assert_close(into[:, -1], torch.zeros_like(into[:, -1]))
+        assert torch.autograd.gradcheck(lambda x, tokens=tokens: fn(x, tokens), (logits,), raise_exception=False)
+        loud = torch.cat([logits[:, :-1] + 1000, logits[:, -1:] * NAN], dim=1)  # a constant changes no distribution
+        assert_close(fn(loud.detach(), tokens), found.detach())
+
+
 def check_values_before(fn: Callable) -> None:
     """Choice t is made in state t."""
     assert_close(fn(floats([5, 6, 7])), floats([5, 6]))

@@ -12,8 +12,8 @@ from tests.helpers import assert_close, bools, floats, ragged_cases
 from tests.maths.specifications import assert_meets_specification
 
 FUNCTIONS = [
-    actions_of, acting_states, alignment.values_before, alignment.values_after, action_mask_from_lengths,
-    another_follows, is_last, alignment.check_one_wider, alignment.check_same_actions,
+    actions_of, acting_states, alignment.action_log_probs, alignment.values_before, alignment.values_after,
+    action_mask_from_lengths, another_follows, is_last, alignment.check_one_wider, alignment.check_same_actions,
 ]  # fmt: skip
 
 

@@ -15,7 +15,8 @@ from tests.helpers import annotations_off
 from tests.maths import specifications
 
 TRAINED = ("keep", "masked_sum", "masked_mean", "masked_var", "masked_softmax", "whiten", "sft_loss", "preference_loss",
-           "log_ratio", "policy_loss", "value_loss", "entropy", "kl_exact", "td_errors", "gae")  # fmt: skip
+           "log_ratio", "policy_loss", "value_loss", "entropy", "kl_exact", "td_errors", "gae",
+           "action_log_probs")  # fmt: skip
 MODULES = (masking, alignment, rewards, advantages, kl, losses, diagnostics, records)
 LIBRARY: dict[str, Callable] = {
     name: fn
@@ -115,6 +116,10 @@ def gaps_with(number: str, wrong: Callable) -> Callable:
 KL, RATIO, GAP = "kl_before_first_update", "ratio_error_before_first_update", "sampler_forward_gap"
 
 
+def scored(logits, tokens):
+    return logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
+
+
 def cut(record, width: Callable):
     parts = {name: x if x.dim() == 1 else x[:, : width(name, x)] for name, x in vars(record).items()}
     return type(record)(**parts)
@@ -188,6 +193,19 @@ MUTANTS: dict[str, Mutants] = {
     },
     "actions_of": {"the states": lambda tokens: tokens[:, :-1], "one wide": lambda tokens: tokens.roll(-1, 1)},
     "acting_states": {"one late": lambda x: x[:, 1:], "last axis": lambda x: x[..., :-1]},
+    "action_log_probs": {
+        "each token by the state that has read it": lambda x, y: scored(x[:, 1:], y[:, 1:]),
+        "each state asked for the token it holds": lambda x, y: scored(x[:, :-1], y[:, :-1]),
+        "as wide as the tokens": lambda x, y: scored(x, y.roll(-1, 1)),
+        "logits": lambda x, y: x[:, :-1].gather(-1, y[:, 1:, None]).squeeze(-1),
+        "probabilities": lambda x, y: scored(x[:, :-1], y[:, 1:]).exp(),
+        "over the states": lambda x, y: x[:, :-1].log_softmax(1).gather(-1, y[:, 1:, None]).squeeze(-1),
+        "cross-entropy": lambda x, y: -scored(x[:, :-1], y[:, 1:]),
+        "the likeliest token": lambda x, y: x[:, :-1].log_softmax(-1).amax(-1),
+        "no care for large logits": lambda x, y: (
+            (x.exp() / x.exp().sum(-1, keepdim=True))[:, :-1].gather(-1, y[:, 1:, None]).squeeze(-1).log()
+        ),
+    },
     "values_before": {"after": lambda v: v[:, 1:], "all": lambda v: v},
     "values_after": {"before": lambda v: v[:, :-1], "two later": lambda v: v.roll(-1, 1)[:, 1:]},
     "action_mask_from_lengths": {

@@ -14,7 +14,7 @@ from rlhf_lib import cli
 from rlhf_lib.pipeline.settings import PRESETS, keys
 from tests.pipeline.runs import SMALL
 
-COMMANDS = ("run", "settings", "rebuild")
+COMMANDS = ("run", "settings", "rebuild", "notebooks", "lab")
 HEAVY = ("torch", "transformers", "tokenizers", "numpy", "matplotlib", "jinja2", "rlhf_lib.maths")
 
 

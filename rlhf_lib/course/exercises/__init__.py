@@ -7,9 +7,15 @@ from __future__ import annotations
 import difflib
 
 from ..exercise import Exercise
-from . import gae
+from . import alignment, gae, kl, masking, ppo_loss
 
-MODULES = {"03_gae": gae}
+MODULES = {
+    "01_masking": masking,
+    "02_state_action_alignment": alignment,
+    "03_gae": gae,
+    "04_kl_sanity": kl,
+    "05_ppo_loss": ppo_loss,
+}
 PREAMBLES = {lesson: module.PREAMBLE for lesson, module in MODULES.items()}
 EXERCISES: dict[str, Exercise] = {
     exercise.name: exercise for module in MODULES.values() for exercise in module.EXERCISES

@@ -10,7 +10,7 @@ from torch import Tensor
 STATE_INDEXED = {"values", "old_values"}
 ACTION_INDEXED = {
     "action_mask", "rewards", "advantages", "returns", "log_probs", "old_log_probs", "ref_log_probs", "placed_scores",
-    "kl_per_token",
+    "kl_per_token", "sampler_log_probs",
 }  # fmt: skip
 Tensors = dict[str, Tensor]
 
@@ -46,6 +46,7 @@ def ragged_case(lengths: list[tuple[int, int]], padding: int = 0, seed: int = 0,
     for name in ("old_log_probs", "ref_log_probs"):
         case[name] = case["log_probs"] + 0.3 * noise(rows, states - 1)  # ratios on both sides of a clip of 0.2
     case["scores"], case["has_eos"] = noise(rows), noise(rows) > 0
+    case["sampler_log_probs"] = case["old_log_probs"] + 0.3 * noise(rows, states - 1)
     case["prompt_lengths"] = torch.tensor([prompt for prompt, _ in lengths])
     case["sequence_lengths"] = torch.tensor([prompt + response for prompt, response in lengths])
     return case | {"action_mask": action_mask}

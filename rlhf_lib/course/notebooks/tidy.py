@@ -13,7 +13,7 @@ from ...pipeline.errors import UserError
 # What is random in a text, and what stands for it. tests/nbval_sanitize.cfg tells nbval the same.
 RANDOM = {
     r"\bat 0x[0-9a-fA-F]{6,}": "at 0xADDRESS",
-    r"[^\s'\"(]*ipykernel_\d+[/\\]\d+\.py": "cell.py",
+    r"[^\s'(]*ipykernel_\d+[/\\]\d+\.py": "cell.py",
 }
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

@@ -3,6 +3,7 @@
     mask_explorer         lesson 01   toggle a mask; naive against masked statistics; a NaN in padding
     alignment_microscope  lesson 02   a rollout's rows by state and by action, and what each number was made from
     gae_explorer          lesson 03   gamma, lambda, an edited reward: how credit moves
+    training_dashboard    lesson 00   a PPO run while it trains; `replay_dashboard` shows a finished one
 
 To write another one:
 
@@ -21,8 +22,16 @@ To write another one:
 """
 
 from .credit import gae_explorer
+from .dashboard import replay_dashboard, training_dashboard
 from .instrument import Instrument
 from .masks import mask_explorer
 from .microscope import alignment_microscope
 
-__all__ = ["Instrument", "alignment_microscope", "gae_explorer", "mask_explorer"]
+__all__ = [
+    "Instrument",
+    "alignment_microscope",
+    "gae_explorer",
+    "mask_explorer",
+    "replay_dashboard",
+    "training_dashboard",
+]

@@ -12,7 +12,7 @@ import traitlets
 
 STATIC = Path(__file__).parent / "static"
 IMPORT = re.compile(r'^import \{[^}]*\} from "\./base\.js";\n', re.MULTILINE)
-NOTE = "Without a kernel this is a picture of its first state: run the cell to use the instrument."
+NOTE = "This is what it shows at first: run the cell to use the instrument."
 
 
 def module(name: str) -> str:

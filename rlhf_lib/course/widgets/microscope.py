@@ -6,7 +6,7 @@ the page only shows it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import groupby, product
 
@@ -18,7 +18,7 @@ from ...maths.advantages import td_errors
 from ...maths.alignment import is_last
 from ...maths.masking import keep
 from ...maths.records import Rollout
-from ...maths.shapes import ActionMask
+from ..shifts import late, one_slot_later
 from .instrument import Instrument, html_table, module, stylesheet
 from .plain import plain, show, token_texts
 
@@ -97,7 +97,7 @@ class AlignmentMicroscope(Instrument):
         tables = (
             html_table(
                 f"{kind} indexing, row {self.view['row']}: {width[kind]} cells",
-                ["position", *("⋯" if t is None else t for t in shown)],
+                ["position", *_texts(range(width[kind]), shown)],
                 ([name, *_texts(tracks[name], shown)] for name, of in self.data["tracks"] if of == kind),
             )
             for kind in ("state", "action")
@@ -127,16 +127,6 @@ class AlignmentMicroscope(Instrument):
 def replaced(parts: Parts) -> list[str]:
     """The slots that do not hold the library's own function."""
     return [field.name for field in fields(Parts) if getattr(parts, field.name) is not field.default]
-
-
-def late(x: Tensor) -> Tensor:
-    """Everything one place later, as a wrong slice would have it; 0 or False comes in, the last one falls out."""
-    return torch.nn.functional.pad(x[:, :-1], (1, 0))
-
-
-def one_slot_later(action_mask: ActionMask) -> ActionMask:
-    """The mask of N+ and TRL for values and rewards: one slot more, where the row has room for it."""
-    return action_mask | late(action_mask)
 
 
 def compute(rollout: Rollout, numbers: Numbers, parts: Parts, placement: str, shift: str) -> tuple[Tensor, dict]:
@@ -248,5 +238,5 @@ def _columns(row: dict, context: int) -> list[int | None]:
     return columns
 
 
-def _texts(track: list, columns: list[int | None]) -> list[str]:
+def _texts(track: Sequence, columns: list[int | None]) -> list[str]:
     return ["⋯" if t is None else str(track[t]) if t < len(track) else "" for t in columns]

@@ -94,10 +94,13 @@ class GaeExplorer {
       field.setAttribute("aria-invalid", x === null ? "true" : "false");
       if (x !== null) this.change({ [name]: [...this.view()[name].filter(([place]) => place !== i), [i, travelling(x)]] });
     };
+    // only what was typed: the number that the field shows is rounded
+    const take = () => { if (field.typing) set(parse(field.value)); };
     field.addEventListener("input", () => { field.typing = true; });
-    field.addEventListener("change", () => set(parse(field.value)));
+    field.addEventListener("change", take);
     field.addEventListener("keydown", (event) => {
       const direction = { ArrowUp: 1, ArrowDown: -1 }[event.key];
+      if (event.key === "Enter") take();
       if (!direction) return;
       event.preventDefault();
       const x = parse(field.value);
