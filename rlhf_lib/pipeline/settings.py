@@ -91,16 +91,14 @@ TINY = Settings(
 )
 
 # Goodhart's law on purpose (Gao et al. 2022): readers who like length, and no KL penalty. The policy first learns what
-# readers want; then it finds that saying everything twice, which a few writers do, pays more than it costs, and gold
-# falls. Half the batch and a smaller reward model's training keep it as short as `tiny` with twice the updates.
+# readers are right about; then it finds that saying everything twice, which a few writers do, pleases them more than it
+# costs, and gold falls. Written at temperature 1, the preferences show the reward model enough of that to learn it.
 TINY_OVEROPTIMISED = replace(
     TINY,
     preset="tiny-overoptimised",
-    writers=WritersConfig(repetition=0.04),
-    sft=replace(TINY.sft, steps=60),
-    preferences=replace(TINY.preferences, posts=1000, temperature=1.0, length_bias=0.42),
-    reward_model=replace(TINY.reward_model, steps=120),
-    ppo=replace(TINY.ppo, updates=60, batch_size=64, kl_coef=0.0),
+    writers=WritersConfig(repetition=0.06),
+    preferences=replace(TINY.preferences, temperature=1.0, length_bias=0.4),
+    ppo=replace(TINY.ppo, updates=45, kl_coef=0.0),
 )
 
 PRESETS = {settings.preset: settings for settings in (TINY, TINY_OVEROPTIMISED)}
