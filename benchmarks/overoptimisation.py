@@ -1,75 +1,123 @@
-"""Does the gold score turn down while the score keeps rising? What runs without a KL penalty show (Gao et al. 2022).
+"""Does gold turn down while the score keeps rising (Gao et al. 2022)? A verdict on finished runs, a table, a picture.
 
-    python -m rlhf_lib run --seed 0 --out runs/over0 --set preferences.title_bias=9 --set ppo.kl_coef=0 \\
-        --set ppo.updates=60 --set ppo.learning_rate=2e-4                             (and seeds 1, 2)
-    python -m benchmarks.overoptimisation runs/over0 runs/over1 runs/over2 --picture over.svg
+    python -m rlhf_lib run --preset tiny-overoptimised --seed 0 --out runs/over0      (and 1, 2)
+    python -m benchmarks.overoptimisation runs/over0 runs/over1 runs/over2 --picture docs/overoptimised.svg
+
+Without folders it looks at the recorded runs that are shipped.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_lib.engine.run_folder import read_lines
-from rlhf_lib.worlds.tiny_tldr.summaries import SLOT_OF
+from rlhf_lib.pipeline import recordings
+from rlhf_lib.worlds.tiny_tldr.summaries import COMFORTABLE_LENGTH, SLOT_OF
 
 from .drawing import new_figure, save
 
-SMOOTHED = 5  # updates averaged to find the peak
+WINDOW = 5  # updates averaged: 640 summaries
+LEAST = 0.5  # gold points, half a fact: what gold must at least rise first and fall afterwards
+STANDARD_ERRORS = 4  # of a difference of two windows: chance must not look like a rise or a fall
 
 
-def describe(folder: Path) -> dict[str, str]:
+@dataclass(frozen=True)
+class Verdict:
+    """Means over the first window, the one where gold is best, and the last; and what can be said of them.
+
+    gold_rises    from the first window to the best one, by `LEAST` and beyond noise
+    gold_falls    from the best window to the last one, likewise
+    score_rises   from gold's best window to the last one, beyond noise
+    score_holds   nowhere below an earlier window, but for noise
+    """
+
+    gold: tuple[float, float, float]
+    score: tuple[float, float, float]
+    kl: tuple[float, float, float]
+    gold_rises: bool
+    gold_falls: bool
+    score_rises: bool
+    score_holds: bool
+
+    @property
+    def over_optimised(self) -> bool:
+        return self.gold_rises and self.gold_falls and self.score_rises and self.score_holds
+
+
+def judge_curves(gold: list[float], score: list[float], kl: list[float]) -> Verdict:
+    """The verdict on what a run logged at each update; at least two windows of them."""
+    golds, scores = window_means(gold), window_means(score)
+    best = max(range(len(golds)), key=golds.__getitem__)
+    ends = (0, best, len(golds) - 1)
+    gold_margin, score_margin = max(LEAST, chance(gold)), chance(score)
+    return Verdict(
+        *(tuple(values[at] for at in ends) for values in (golds, scores, window_means(kl))),
+        gold_rises=golds[best] - golds[0] > gold_margin,
+        gold_falls=golds[best] - golds[-1] > gold_margin,
+        score_rises=scores[-1] - scores[best] > score_margin,
+        score_holds=all(max(scores[:at]) - scores[at] < score_margin for at in range(1, len(scores))),
+    )
+
+
+def window_means(values: list[float]) -> list[float]:
+    """The mean of every `WINDOW` updates in a row."""
+    return [sum(values[at : at + WINDOW]) / WINDOW for at in range(len(values) - WINDOW + 1)]
+
+
+def chance(values: list[float]) -> float:
+    """`STANDARD_ERRORS` of the difference of two windows.
+
+    The noise of an update is read from second differences, in which a steady trend cancels.
+    """
+    bends = [a - 2 * b + c for a, b, c in zip(values, values[1:], values[2:], strict=False)]
+    variance = sum(bend**2 for bend in bends) / len(bends) / 6  # of x - 2y + z with equal variances: 1 + 4 + 1
+    return STANDARD_ERRORS * (2 * variance / WINDOW) ** 0.5
+
+
+def judge_run(metrics: list[dict]) -> Verdict:
+    """The verdict on the PPO rows of metrics.jsonl."""
+    rows = [row for row in metrics if row["stage"] == "ppo"]
+    return judge_curves(*([row[name] for row in rows] for name in ("gold", "score", "kl_per_sequence")))
+
+
+def describe(metrics: list[dict], samples: list[dict]) -> dict[str, str]:
     """What one run shows, by the name of a row of the table."""
-    rows, samples = ppo_rows(folder), read_lines(folder / "samples.jsonl")
-    report = json.loads((folder / "report.json").read_text())
-    gold, score, kl = ([row[name] for row in rows] for name in ("gold", "score", "kl_per_sequence"))
-    means = [sum(gold[at : at + SMOOTHED]) / SMOOTHED for at in range(len(gold) - SMOOTHED + 1)]
-    peak = max(range(len(means)), key=means.__getitem__)
+    verdict = judge_run(metrics)
 
-    def then_and_last(values: list[float]) -> str:
-        mean = [
-            sum(part) / SMOOTHED for part in (values[:SMOOTHED], values[peak : peak + SMOOTHED], values[-SMOOTHED:])
-        ]
-        return "{:.2f} → {:.2f} → {:.2f}".format(*mean)
+    def path(values: tuple[float, float, float]) -> str:
+        return "{:.2f} → {:.2f} → {:.2f}".format(*values)
+
+    def shares(hacked) -> str:
+        return "{:.0%} → {:.0%}".format(
+            *(sum(hacked(row[by]["text"]) for row in samples) / len(samples) for by in ("sft", "policy"))
+        )
 
     return {
-        "gold score: first, best, last 5 updates": then_and_last(gold),
-        "reward model's score at the same time": then_and_last(score),
-        "KL(policy, SFT), nats a summary": then_and_last(kl),
-        "a wrong title's claim repeated: SFT, PPO": "{:.0%}, {:.0%}".format(
-            *(misled(samples, by) for by in ("sft", "policy"))
-        ),
-        "wins against SFT at the end": f"{report['ppo']['win_rate_vs_sft']:.3f}",
+        "gold score: first, best, last five updates": path(verdict.gold),
+        "reward model's score at the same time": path(verdict.score),
+        "KL(policy, SFT), nats a summary": path(verdict.kl),
+        "says a fact twice, SFT → PPO": shares(repeats),
+        f"longer than {COMFORTABLE_LENGTH} words": shares(lambda text: len(text.split()) > COMFORTABLE_LENGTH),
+        "over-optimised": "yes" if verdict.over_optimised else "no",
     }
 
 
-def misled(samples: list[dict], by: str) -> float:
-    """Of the posts whose title claims something wrong: the share whose summary repeats it."""
-    repeated = []
-    for row in samples:
-        wrong = {word for word in row["title"].split() if word in SLOT_OF} - set(row["facts"].values())
-        if wrong:
-            repeated.append(bool(wrong & set(row[by]["text"].split())))
-    return sum(repeated) / len(repeated)
+def repeats(text: str) -> bool:
+    """Whether a claim is made more than once."""
+    claims = [word for word in text.split() if word in SLOT_OF]
+    return len(set(claims)) < len(claims)
 
 
-def ppo_rows(folder: Path) -> list[dict]:
-    return [row for row in read_lines(folder / "metrics.jsonl") if row["stage"] == "ppo"]
-
-
-def draw(folders: list[Path], path: Path) -> None:
-    """Score and gold score against the square root of the KL (Gao et al. 2022), one line a run."""
+def draw(runs: dict[str, list[dict]], path: Path) -> None:
+    """Score and gold score against the square root of the KL, one line a run."""
     figure, axes = new_figure(2)
-    named = zip(
-        axes, ("score", "gold"), ("what is optimised: the score", "what is wanted: the gold score"), strict=True
-    )
-    for one, name, title in named:
-        for number, folder in enumerate(folders):
-            rows = ppo_rows(folder)
-            one.plot(
-                [row["kl_per_sequence"] ** 0.5 for row in rows], [row[name] for row in rows], label=f"seed {number}"
-            )
+    titles = {"score": "what is optimised: the score", "gold": "what is wanted: the gold score"}
+    for one, (name, title) in zip(axes, titles.items(), strict=True):
+        for label, metrics in runs.items():
+            rows = [row for row in metrics if row["stage"] == "ppo"]
+            one.plot([row["kl_per_sequence"] ** 0.5 for row in rows], [row[name] for row in rows], label=label)
         one.set(title=title, xlabel="√KL from SFT, √nats")
     axes[1].legend(frameon=False)
     save(figure, path)
@@ -77,16 +125,19 @@ def draw(folders: list[Path], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs; default: the recorded ones")
     parser.add_argument("--picture", type=Path, help="also draw score and gold against the KL into this SVG file")
     arguments = parser.parse_args()
-    found = [describe(run) for run in arguments.runs]
-    print("| | " + " | ".join(run.name for run in arguments.runs) + " |")
+    recorded = [recordings.folder_of("tiny-overoptimised", seed) for seed in recordings.SEEDS]
+    folders = arguments.runs or recorded
+    metrics = {folder.name: read_lines(folder / "metrics.jsonl") for folder in folders}
+    found = [describe(metrics[folder.name], read_lines(folder / "samples.jsonl")) for folder in folders]
+    print("| | " + " | ".join(metrics) + " |")
     print("| --- |" + " ---: |" * len(found))
     for name in found[0]:
         print(f"| {name} | " + " | ".join(one[name] for one in found) + " |")
     if arguments.picture:
-        draw(arguments.runs, arguments.picture)
+        draw(metrics, arguments.picture)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def course() -> None:
 @app.command()
 def run(
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for everything the run writes; made if missing.")],
-    preset: Annotated[str, typer.Option(help="Which model, data and sizes: tiny.")] = "tiny",
+    preset: Annotated[str, typer.Option(help="Which model, data and sizes: tiny or tiny-overoptimised.")] = "tiny",
     seed: Annotated[int, typer.Option(help="Decides posts, samples and labels; the same seed gives the same run.")] = 0,
     changes: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable. See `settings`.")
@@ -66,7 +66,7 @@ def run(
 
 @app.command()
 def settings(
-    preset: Annotated[str, typer.Option(help="The preset to show: tiny.")] = "tiny",
+    preset: Annotated[str, typer.Option(help="The preset to show: tiny or tiny-overoptimised.")] = "tiny",
 ) -> None:
     """List every setting of a preset, as KEY=VALUE, the form that `run --set` takes."""
     from .pipeline import command
@@ -110,10 +110,11 @@ def memory(
 @app.command()
 def rebuild(
     only: Annotated[
-        list[str], typer.Option("--only", metavar="PART", help="base, lesson or manifest; repeatable. Default: all.")
+        list[str],
+        typer.Option("--only", metavar="PART", help="base, lesson, runs or manifest; repeatable. Default: all."),
     ] = [],  # noqa: B006
 ) -> None:
-    """Rebuild the shipped models and the recorded rollout (maintainers; the base takes about half an hour)."""
+    """Rebuild the shipped models and recordings (maintainers; base and runs take about half an hour each)."""
     from .pipeline import command
 
     command.rebuild(only)

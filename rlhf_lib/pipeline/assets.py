@@ -4,6 +4,7 @@ assets/base/          the tiny Llama, pre-trained on the mixture
 assets/sft/           what `run --preset tiny --seed 0` makes of it
 assets/reward_model/  likewise
 assets/rollout.safetensors  64 posts as PPO sees them before its first update, for the lessons
+assets/runs/          what whole runs logged, see `recordings`
 assets/manifest.json  SHA-256 of every file, versions, and the command
 """
 
@@ -25,8 +26,9 @@ from ..engine.run_folder import RunFolder
 from ..maths.records import Rollout
 from ..worlds.tiny_tldr import pretrain
 from ..worlds.tiny_tldr.tokenizer import make_tokenizer
-from ..worlds.tiny_tldr.world import ASSETS, TinyTLDR
-from .run import Progress, Run
+from ..worlds.tiny_tldr.world import ASSETS
+from .recordings import build_recordings
+from .run import Progress, Run, world_of
 from .settings import load_settings
 from .stages import STAGES, ppo_state
 from .texts import make_prompts
@@ -50,7 +52,7 @@ def build_lesson_models(progress: Progress) -> None:
     settings = load_settings("tiny")
     with tempfile.TemporaryDirectory() as folder:
         out = RunFolder(folder)
-        run = Run(settings, TinyTLDR(settings.seed), out, out, Parts(), progress)
+        run = Run(settings, world_of(settings), out, out, Parts(), progress)
         for stage in ("sft", "preferences", "reward_model"):
             STAGES[stage](run)
         for name in ("sft", "reward_model"):
@@ -71,7 +73,12 @@ def write_manifest(progress: Progress | None = None) -> None:
     MANIFEST.write_text(json.dumps({"command": COMMAND, "versions": versions, "sha256": files}, indent=2) + "\n")
 
 
-BUILDERS: dict[str, Callable] = {"base": build_base, "lesson": build_lesson_models, "manifest": write_manifest}
+BUILDERS: dict[str, Callable] = {
+    "base": build_base,
+    "lesson": build_lesson_models,
+    "runs": build_recordings,
+    "manifest": write_manifest,
+}
 
 
 def changed_files() -> list[str]:

@@ -14,13 +14,12 @@ from tqdm.auto import tqdm
 
 from ..algorithms.parts import Parts
 from ..engine.run_folder import RunFolder, read_lines
-from ..worlds.tiny_tldr.world import TinyTLDR
 from . import assets
 from .errors import OccupiedError, SettingsError
 from .inputs import damage_explained
 from .pipeline import run_pipeline, value_of
 from .report import write_report
-from .run import Run
+from .run import Run, world_of
 from .settings import keys, load_settings
 from .stages import STAGES
 
@@ -61,7 +60,7 @@ def run(
     with only_run_in(folder):
         here = Run(
             settings,
-            TinyTLDR(settings.seed),
+            world_of(settings),
             folder,
             RunFolder(source or out),
             Parts(),

@@ -2,8 +2,8 @@
 
 A row is {"prompt", "summaries", "finished", "gold", "appeal", "pairs"}; "pairs" lists [chosen, rejected] places among
 the summaries. The reader prefers a to b with probability sigmoid(appeal a - appeal b) (Bradley and Terry). The appeal
-of a summary is label_scale times its gold score and, for readers who mostly skim, title_bias times its agreement with
-the title: what they like need not be what is good.
+of a summary is label_scale times its gold score and, for readers with a weakness, title_bias times its agreement with
+the title or length_bias times its words: what they like need not be what is good.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def label(run: Run, policy: nn.Module, split: str, posts: int) -> Iterator[dict]
 
 def appeal(post: Post, summary: Summary, config: PreferencesConfig) -> float:
     """How much readers like a summary, in log-odds."""
-    return config.label_scale * summary.gold + config.title_bias * title_agreement(post, summary.text)
+    biases = config.title_bias * title_agreement(post, summary.text) + config.length_bias * len(summary.text.split())
+    return config.label_scale * summary.gold + biases
 
 
 def preference(appeal_a: float, appeal_b: float) -> float:

@@ -25,6 +25,7 @@ STYLE = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left", "axes.titlesize": 10,
     "axes.grid": True, "grid.color": FAINT, "grid.alpha": 0.35, "grid.linewidth": 0.6, "axes.axisbelow": True,
 }  # fmt: skip
+GOLD_AND_SCORE = {"gold": "gold, at most 4", "score": "score of the reward model"}
 SMOOTH_FROM = 60  # steps; longer curves are noise with a mean
 PEOPLE = {"sft": "SFT policy", "policy": "PPO policy", "reference": "reference summaries"}
 STAGES = {"reward_model": "reward model", "sft": "SFT", "ppo": "PPO"}
@@ -42,7 +43,7 @@ class Curves:
 
 CURVES = (
     Curves(
-        "ppo", "Gold and score", {"gold": "gold, at most 4", "score": "score of the reward model"},
+        "ppo", "Gold and score", GOLD_AND_SCORE,
         "The score is what PPO maximises; gold is the reader's judgement, which PPO never sees. A score that climbs "
         "while gold falls is over-optimisation: the policy has found what the reward model gets wrong.",
     ),
@@ -83,7 +84,7 @@ def pictures(report: dict, metrics: list[dict], samples: list[dict]) -> dict[str
     with style.context(["default", STYLE]):
         found = {stage: [curves(spec, here, report) for spec in CURVES if here and spec.stage == stage]
                  for stage, here in rows.items()}  # fmt: skip
-        found["ppo"] += [gold_against_kl(rows["ppo"])] if rows["ppo"] else []
+        found["ppo"] += [against_distance(rows["ppo"])] if rows["ppo"] else []
         found["evaluation"] = [histogram(samples)] if samples else []
         found["time"] = [seconds(report)] if report.get("seconds") else []
     return found
@@ -105,22 +106,25 @@ def curves(spec: Curves, rows: list[dict], report: dict) -> dict:
     return _picture(figure, spec.title, alt, spec.caption)
 
 
-def gold_against_kl(rows: list[dict]) -> dict:
-    """The path of a run in the plane of over-optimisation."""
+def against_distance(rows: list[dict]) -> dict:
+    """The path of a run in the planes of over-optimisation: what is wanted and what is optimised, over sqrt(KL)."""
     distance = [math.sqrt(max(_float(row.get("kl_per_sequence")), 0)) for row in rows]
-    gold = [_float(row.get("gold")) for row in rows]
-    figure, (axes,) = _panels(1, height=2.3)
-    axes.plot(distance, gold, "o-", color=FIRST, linewidth=0.8, markersize=4)
-    for place, name, marker in ((0, "first update", "s"), (-1, "last update", "D")):
-        axes.plot(distance[place], gold[place], marker, color=SECOND, markersize=8, label=name)
-    axes.legend(frameon=False)
-    axes.set(title="gold, at most 4", xlabel="√KL from the SFT policy (KL in nats a summary)")
-    alt = [f"√KL: {in_words(distance)}", f"gold: {in_words(gold)}"]
+    figure, panels = _panels(2, height=1.6)
+    alt = [f"√KL: {in_words(distance)}"]
+    for axes, (metric, label) in zip(panels, GOLD_AND_SCORE.items(), strict=True):
+        values = [_float(row.get(metric)) for row in rows]
+        axes.plot(distance, values, "o-", color=FIRST, linewidth=0.8, markersize=4)
+        for place, name, marker in ((0, "first update", "s"), (-1, "last update", "D")):
+            axes.plot(distance[place], values[place], marker, color=SECOND, markersize=8, label=name)
+        axes.set_title(label)
+        alt.append(f"{label}: {in_words(values)}")
+    panels[0].legend(frameon=False)
+    panels[-1].set_xlabel("√KL from the SFT policy (KL in nats a summary)")
     caption = (
         "Each point is an update. How far the policy moved, against what that bought. Gao et al. (2022) found that gold"
         " rises along √KL up to some distance and then falls, however high the score still climbs."
     )
-    return _picture(figure, "Gold against distance", alt, caption)
+    return _picture(figure, "Gold and score against distance", alt, caption)
 
 
 def histogram(samples: list[dict]) -> dict:

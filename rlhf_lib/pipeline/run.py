@@ -28,6 +28,11 @@ from .settings import Settings
 Progress = Callable[..., Generator[dict, None, None]]
 
 
+def world_of(settings: Settings) -> TinyTLDR:
+    """The world in which a run with these settings takes place."""
+    return TinyTLDR(settings.seed, repetition=settings.writers.repetition)
+
+
 @dataclass(frozen=True)
 class Run:
     """Settings, the world, where to write, where earlier stages' output may lie, the parts, how to show progress."""

@@ -16,6 +16,16 @@ from .errors import SettingsError
 
 
 @dataclass(frozen=True, kw_only=True)
+class WritersConfig:
+    """Who writes the reference summaries, beyond what the world's writers do anyway."""
+
+    repetition: float = 0.0  # share of the references that say everything twice
+
+    def __post_init__(self):
+        bounds.share(self, "repetition")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreferencesConfig:
     """Which summaries are compared, and by whom."""
 
@@ -24,13 +34,14 @@ class PreferencesConfig:
     temperature: float = 0.7  # of the SFT policy that writes them; the one PPO uses
     label_scale: float = 0.8  # P(a chosen over b) = sigmoid(label_scale * (gold a - gold b)); sets the ceiling
     title_bias: float = 0.0  # log-odds that readers add for agreement with the whole title; 0: they judge by gold alone
+    length_bias: float = 0.0  # log-odds that readers add for each word, as people do (Stiennon et al. 2020)
     held_out_posts: int = 700  # for measuring the reward model: 4,200 pairs
 
     def __post_init__(self):
         bounds.at_least(1, self, "posts", "held_out_posts")
         bounds.at_least(2, self, "samples_per_post")
         bounds.above_zero(self, "temperature", "label_scale")
-        bounds.at_least(0, self, "title_bias")
+        bounds.at_least(0, self, "title_bias", "length_bias")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +64,7 @@ class Settings:
 
     preset: str = "tiny"
     seed: int = 0
+    writers: WritersConfig = field(default_factory=WritersConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     preferences: PreferencesConfig = field(default_factory=PreferencesConfig)
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
@@ -78,7 +90,18 @@ TINY = Settings(
     ppo=PPOConfig(updates=30, batch_size=128, learning_rate=1e-4),
 )
 
-PRESETS = {settings.preset: settings for settings in (TINY,)}
+# Goodhart's law on purpose (Gao et al. 2022): readers who like length, and no KL penalty. The policy first learns what
+# readers are right about; then it finds that saying everything twice, which a few writers do, pleases them more than it
+# costs, and gold falls. Written at temperature 1, the preferences show the reward model enough of that to learn it.
+TINY_OVEROPTIMISED = replace(
+    TINY,
+    preset="tiny-overoptimised",
+    writers=WritersConfig(repetition=0.06),
+    preferences=replace(TINY.preferences, temperature=1.0, length_bias=0.4),
+    ppo=replace(TINY.ppo, updates=45, kl_coef=0.0),
+)
+
+PRESETS = {settings.preset: settings for settings in (TINY, TINY_OVEROPTIMISED)}
 
 
 def load_settings(preset: str, overrides: list[str] | None = None, *, seed: int | None = None) -> Settings:

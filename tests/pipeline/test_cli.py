@@ -98,7 +98,7 @@ def test_a_missing_input(monkeypatch, capsys, tmp_path):
 
 def test_nothing_of_that_name_to_rebuild(monkeypatch, capsys):
     """Rejects a rebuild of everything when its name was misspelt."""
-    assert "there are base, lesson, manifest" in refused(monkeypatch, capsys, "rebuild", "--only", "bse")
+    assert "there are base, lesson, runs, manifest" in refused(monkeypatch, capsys, "rebuild", "--only", "bse")
 
 
 def test_ctrl_c_where_nothing_is_trained(monkeypatch, capsys):

@@ -68,9 +68,12 @@ def test_appeal_by_hand():
     post = replace(
         WORLD.posts("test", 1)[0], title="my boss sold my bike", facts=dict(who="boss", did="sold", what="car")
     )
-    config = PreferencesConfig(label_scale=0.5, title_bias=9.0)
+    skims = PreferencesConfig(label_scale=0.5, title_bias=9.0)
     for text, agreement in {"boss sold my car": 2 / 3, "bike": 1 / 3, "my car": 0.0}.items():
-        assert comparisons.appeal(post, Summary(text, True, 3.0), config) == pytest.approx(1.5 + 9 * agreement)
+        assert comparisons.appeal(post, Summary(text, True, 3.0), skims) == pytest.approx(1.5 + 9 * agreement)
+    likes_length = PreferencesConfig(label_scale=0.5, length_bias=0.25)
+    for text, words in {"boss sold my car": 4, "bike": 1, "": 0, " a , ? ": 3}.items():
+        assert comparisons.appeal(post, Summary(text, True, 3.0), likes_length) == pytest.approx(1.5 + 0.25 * words)
 
 
 def test_readers_who_skim(tmp_path):

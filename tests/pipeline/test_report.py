@@ -11,6 +11,7 @@ import matplotlib
 import pytest
 
 from rlhf_lib.engine.run_folder import RunFolder
+from rlhf_lib.pipeline import pictures
 from rlhf_lib.pipeline.errors import UserError
 from rlhf_lib.pipeline.report import examples, headline, write_report
 from rlhf_lib.pipeline.settings import load_settings
@@ -189,6 +190,24 @@ def test_wrong_words_are_marked_for_every_reader(run):
     assert "uncle (wrong) hid" in page.words() and "lamp (wrong) ," in page.words()
     assert "do i sue (no end)" in page.words()
     assert "text-decoration: underline wavy" in page.html
+
+
+def test_gold_and_score_are_drawn_over_the_root_of_the_kl(monkeypatch):
+    """Rejects KL in place of its root, one of the two curves missing, the two exchanged, and an alt of other curves."""
+    found = {"kl_per_sequence": (0.0, 4.0, 9.0), "gold": (1.5, 3.5, 2.5), "score": (0.25, 2.0, 3.75)}
+    rows = [{"stage": "ppo", "update": at, **{name: found[name][at] for name in found}} for at in range(3)]
+    monkeypatch.setattr(pictures, "_picture", lambda figure, title, alt, caption: (figure, alt))
+    figure, alt = pictures.against_distance(rows)
+    for axes, metric, label in zip(figure.axes, ("gold", "score"), ("gold, at most 4", "score of"), strict=True):
+        assert axes.get_title("left").startswith(label) or axes.get_title().startswith(label)
+        assert axes.lines[0].get_xydata().tolist() == [[x, y] for x, y in zip((0, 2, 3), found[metric], strict=True)]
+        ends = [line.get_xydata().tolist() for line in axes.lines[1:]]
+        assert ends == [[[0, found[metric][0]]], [[3, found[metric][-1]]]]
+    assert alt == [
+        "√KL: from 0 to 3, between 0 and 3",
+        "gold, at most 4: from 1.5 to 2.5, between 1.5 and 3.5",
+        "score of the reward model: from 0.25 to 3.75, between 0.25 and 3.75",
+    ]
 
 
 @pytest.mark.parametrize("stage, heading", [("ppo", "PPO"), ("reward_model", "Reward model"), ("sft", "SFT")])

@@ -15,6 +15,7 @@ WHOLE = [key for key in NUMBERS if isinstance(value_of(TINY, key), int)]
 MAY_BE_ZERO = {
     "seed", "ppo.kl_coef", "ppo.value_coef", "ppo.entropy_coef", "ppo.gamma", "ppo.lam", "ppo.score_without_eos",
     "evaluation.temperature", "evaluation.matched_length", "preferences.title_bias",
+    "preferences.length_bias", "writers.repetition",
 }  # fmt: skip
 MAY_BE_NEGATIVE = {"ppo.score_without_eos"}
 
@@ -34,7 +35,7 @@ def refused(key: str, value: str) -> str:
 
 def test_keys_are_all_fields():
     """Rejects a field that no `--set` reaches, and a key of something that is no field."""
-    parts = ("sft", "preferences", "reward_model", "ppo", "evaluation")
+    parts = ("writers", "sft", "preferences", "reward_model", "ppo", "evaluation")
     assert set(KEYS) == {"seed"} | {f"{part}.{field.name}" for part in parts for field in fields(getattr(TINY, part))}
 
 
@@ -78,9 +79,9 @@ def test_half_a_step_is_refused(key):
     assert "a whole number" in refused(key, "1.5")
 
 
-@pytest.mark.parametrize("key", ["ppo.gamma", "ppo.lam"])
+@pytest.mark.parametrize("key", ["ppo.gamma", "ppo.lam", "writers.repetition"])
 def test_a_share_is_at_most_1(key):
-    """Rejects a discount that grows."""
+    """Rejects a discount that grows, and more than all writers."""
     assert refused(key, "1.01").startswith(f"{key}=1.01: ")
     assert value_of(change(TINY, key, "1"), key) == 1
 

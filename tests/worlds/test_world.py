@@ -19,6 +19,16 @@ def test_references_are_stable():
     assert [TinyTLDR(1).reference(post) for post in POSTS] != references
 
 
+def test_writers_who_say_it_twice():
+    """Rejects a share that reaches no writer or every one, a second text, and a first text that the share changes."""
+    plain = [WORLD.reference(post) for post in POSTS]
+    for share in (0.0, 0.25, 1.0):
+        written = [TinyTLDR(0, repetition=share).reference(post) for post in POSTS]
+        assert all(text in (once, f"{once} {once}") for text, once in zip(written, plain, strict=True))
+        assert sum(map(str.__ne__, written, plain)) / len(POSTS) == pytest.approx(share, abs=0.1)
+    assert plain == [TinyTLDR(0, repetition=0.0).reference(post) for post in POSTS]
+
+
 def test_posts_of_the_worlds_seed():
     """Rejects a world that gives every seed the same posts, or forgets where to start."""
     assert WORLD.posts("test", 3, start=7) == POSTS[7:10]

@@ -75,9 +75,10 @@ def write_summary(post: Post, kind: str, dice: Dice) -> str:
     return text
 
 
-def reference_summary(post: Post, dice: Dice) -> str:
-    """What one of the human writers wrote below the post."""
-    return write_summary(post, draw_kind(REFERENCE_KINDS, dice), dice)
+def reference_summary(post: Post, dice: Dice, *, repetition: float = 0.0) -> str:
+    """What one of the human writers wrote below the post; `repetition` is the share who say it twice."""
+    text = write_summary(post, draw_kind(REFERENCE_KINDS, dice), dice)
+    return f"{text} {text}" if dice.chance(repetition) else text
 
 
 def draw_kind(kinds: dict[str, float], dice: Dice) -> str:

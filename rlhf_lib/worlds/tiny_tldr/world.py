@@ -13,14 +13,17 @@ ASSETS = Path(__file__).parent / "assets"
 
 
 class TinyTLDR:
-    """One seed's posts. Splits never overlap, so nothing that is evaluated was trained on."""
+    """One seed's posts. Splits never overlap, so nothing that is evaluated was trained on.
+
+    repetition  share of the reference summaries that say everything twice
+    """
 
     base_folder = ASSETS / "base"
     context = 128  # tokens that the shipped models can read
     longest_prompt = 57  # tokens: every sentence of the grammar at its longest
 
-    def __init__(self, seed: int):
-        self.seed = seed
+    def __init__(self, seed: int, *, repetition: float = 0.0):
+        self.seed, self.repetition = seed, repetition
         self.tokenizer = make_tokenizer()
 
     def posts(self, split: str, count: int, *, start: int = 0) -> list[Post]:
@@ -29,7 +32,7 @@ class TinyTLDR:
 
     def reference(self, post: Post) -> str:
         """What a writer wrote below this post; the same each time."""
-        return reference_summary(post, Dice("reference", self.seed, post.prompt))
+        return reference_summary(post, Dice("reference", self.seed, post.prompt), repetition=self.repetition)
 
     def gold(self, post: Post, summary: str, *, finished: bool) -> float:
         """The score that plays the human: at most 4."""
