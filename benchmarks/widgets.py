@@ -20,10 +20,11 @@ from tests.browser import lab as jupyter
 SETUP = """
 import torch
 from rlhf_lib.course.widgets import alignment_microscope, clip_explorer, gae_explorer, kl_explorer, mask_explorer
+from rlhf_lib.course.widgets import memory_budget
 from rlhf_lib.course.widgets.dashboard import ReplayDashboard
 from rlhf_lib.pipeline.assets import load_rollout
 from rlhf_lib.worlds.tiny_tldr.tokenizer import make_tokenizer
-from tests.browser import rollouts, test_clip, test_dashboard, test_divergence
+from tests.browser import rollouts, test_clip, test_dashboard, test_divergence, test_memory
 
 shipped, wide = (load_rollout(), make_tokenizer()), rollouts.wide()
 some = slice(0, 4), slice(47, 60)
@@ -35,7 +36,7 @@ REACTION = """
 async (root, change) => {
   const act = new Function("root", change);
   const started = performance.now();
-  act(root);
+  await act(root);  // an instrument that asks Python gives a promise
   await new Promise((painted) => requestAnimationFrame(() => requestAnimationFrame(painted)));
   return performance.now() - started;
 }
@@ -71,6 +72,16 @@ const slider = root.querySelector("input[type=range]");
 slider.value = (Number(slider.value) + 1) % (Number(slider.max) + 1);
 slider.dispatchEvent(new Event("input"));
 """
+NEXT_PROMPT = """
+const slider = root.querySelectorAll("input[type=range]")[2];
+const answered = new Promise((done) => {
+  const watch = new MutationObserver(() => { watch.disconnect(); done(); });
+  watch.observe(root.querySelector(".memory-says"), { childList: true });
+});
+slider.value = (Number(slider.value) + 1) % (Number(slider.max) + 1);
+slider.dispatchEvent(new Event("input"));
+return answered;
+"""
 CLICK_PLANE = """
 const plane = root.querySelector("svg.clip-plane");
 const box = plane.getBoundingClientRect();
@@ -100,6 +111,7 @@ CREDIT = {"lambda": SLIDE, "a reward": EDIT, "another row": NEXT_ROW}
 KL = {"temperature": SLIDE, "another state": NEXT_ROW, "draws": NEXT_RADIO.format(group=0)}
 DASHBOARD = {"another update": NEXT_UPDATE}
 CLIP = {"clip": SLIDE, "the point": CLICK_PLANE}
+MEMORY = {"another prompt, Python's answer included": NEXT_PROMPT}
 CASES = [
     Case("Alignment microscope", "64 x 65", "alignment_microscope(*shipped)", MICROSCOPE),
     Case("Alignment microscope", "64 x 128", "alignment_microscope(*wide)", MICROSCOPE),
@@ -111,6 +123,7 @@ CASES = [
     Case("KL explorer", "1 state, 5000 tokens", "kl_explorer(torch.randn(1, 5000), rollouts.Texts(5000 * ['w']))", KL),
     Case("Clip explorer", "564 actions", "clip_explorer(*test_clip.moved())", CLIP),
     Case("Clip explorer", "64 x 127", "clip_explorer(*test_clip.wide())", CLIP),
+    Case("Memory budget", "6 layers", "memory_budget(test_memory.PLAN)", MEMORY),
     Case("Training dashboard", "12 updates", "ReplayDashboard(test_dashboard.steps())", DASHBOARD),
     Case("Training dashboard", "600 updates", "ReplayDashboard(50 * test_dashboard.steps())", DASHBOARD),
 ]  # fmt: skip

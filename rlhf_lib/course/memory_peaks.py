@@ -95,7 +95,8 @@ def random_run(
         policy = make(AutoModelForCausalLM)
         critic, reward_model = (make(AutoModelForSequenceClassification) for _ in range(2))
         state = ppo.new_state(
-            prepare(policy), prepare(critic), reward_model, settings, parts, seed=0, eos_token_id=EOS, pad_token_id=PAD
+            prepare(policy), prepare(critic), reward_model, settings, parts, seed=0, eos_token_id=EOS, pad_token_id=PAD,
+            update=0 if dtype == "float32" else 1,  # the step-0 check is one of float32
         )  # fmt: skip
         shape = settings.batch_size, prompt
         batches = (

@@ -16,12 +16,21 @@ from hypothesis import strategies as st
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from rlhf_lib.algorithms.parts import Parts
-from rlhf_lib.course.widgets import alignment_microscope, clip_explorer, gae_explorer, kl_explorer, mask_explorer
+from rlhf_lib.course.widgets import (
+    alignment_microscope,
+    clip_explorer,
+    gae_explorer,
+    kl_explorer,
+    mask_explorer,
+    memory_budget,
+)
 from rlhf_lib.course.widgets.clip import REGIONS, regions_of
 from rlhf_lib.course.widgets.divergence import filtered, inverse_cdf
 from rlhf_lib.course.widgets.instrument import STATIC, html_table, module
+from rlhf_lib.course.widgets.memory import GROUPS, SHAPES
 from rlhf_lib.course.widgets.microscope import late, one_slot_later, trimmed, untrimmed
 from rlhf_lib.course.widgets.plain import plain, show
+from rlhf_lib.engine.memory_budget import GIB, Plan, estimate
 from tests.browser import rollouts
 from tests.helpers import bools, floats, gae_spec, td_errors_spec
 
@@ -310,3 +319,36 @@ def test_nothing_is_fetched_and_text_stays_text(path):
         assert not re.findall(r"#[0-9a-fA-F]{3,8}\b|\brgba?\(", text), (
             "colours come from base.css, which knows the theme"
         )
+
+
+# The memory budget
+
+
+def test_memory_budget_answers():
+    """Rejects an instrument that keeps what it showed at first, a model with another's layers, and a table that adds up
+    to something else.
+    """
+    plan = Plan(policy=SHAPES["SmolLM2-135M"], batch=8, micro_batch=4, prompt=64, response=16)
+    widget = memory_budget(plan, gpu=GIB)
+    for change in (dict(batch=64), dict(model=3, vocabulary=128_256, trainable_layers=10**6), dict(numbers="bfloat16")):
+        widget.view = {**widget.view, **change}
+        budget = estimate(widget.planned(widget.view))
+        (table,) = tables(widget)
+        assert table["all"] == [f"{phase.total / GIB:.2f}" for phase in budget.phases]
+        assert f"{budget.peak / GIB:.2f} GiB in {budget.phase}" in repr(widget)
+    assert widget.planned(widget.view).policy == SHAPES["Llama-3.2-1B"]
+
+
+def test_memory_budget_counts_every_row():
+    """Rejects a row of the budget that is in no group, or in two."""
+    plan = Plan(policy=SHAPES["Pythia-1B"], batch=8, micro_batch=4, prompt=64, response=16)
+    grouped = [row for _, rows in GROUPS for row in rows]
+    assert len(grouped) == len(set(grouped))
+    assert {row for _, row, _ in estimate(plan).rows} <= set(grouped)
+
+
+def test_memory_budget_refuses_what_it_cannot_show():
+    """Rejects a mixture of numbers that would be shown as another."""
+    plan = Plan(policy=SHAPES["SmolLM2-135M"], batch=8, micro_batch=4, prompt=64, response=16)
+    with pytest.raises(ValueError, match="float16"):
+        memory_budget(replace(plan, autocast="float16"))

@@ -5,6 +5,7 @@
     gae_explorer          lesson 03   gamma, lambda, an edited reward: how credit moves
     kl_explorer           lesson 04   temperature, top-k, top-p: what is cut, and what KL and its estimators make of it
     clip_explorer         lesson 05   every action by ratio and advantage; clip, loss and slope at a point set by hand
+    memory_budget         lesson 10   an update's memory by phase against a GPU; what each setting does to it
     training_dashboard    lesson 00   a PPO run while it trains; `replay_dashboard` shows a finished one
 
 To write another one:
@@ -29,6 +30,7 @@ from .dashboard import replay_dashboard, training_dashboard
 from .divergence import kl_explorer
 from .instrument import Instrument
 from .masks import mask_explorer
+from .memory import memory_budget
 from .microscope import alignment_microscope
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "gae_explorer",
     "kl_explorer",
     "mask_explorer",
+    "memory_budget",
     "replay_dashboard",
     "training_dashboard",
 ]
