@@ -28,7 +28,8 @@ from ..worlds.tiny_tldr import pretrain
 from ..worlds.tiny_tldr.tokenizer import make_tokenizer
 from ..worlds.tiny_tldr.world import ASSETS
 from .recordings import build_recordings
-from .run import Progress, Run, world_of
+from .run import Progress, Run
+from .scales import world_of
 from .settings import load_settings
 from .stages import STAGES, ppo_state
 from .texts import make_prompts

@@ -19,7 +19,8 @@ from .errors import OccupiedError, SettingsError
 from .inputs import damage_explained
 from .pipeline import run_pipeline, value_of
 from .report import write_report
-from .run import Run, world_of
+from .run import Run
+from .scales import world_of
 from .settings import keys, load_settings
 from .stages import STAGES
 
@@ -125,7 +126,11 @@ def progress_bar(stage: str, steps: Iterator[dict], total: int, done: int = 0) -
         steps, total=total, initial=done, desc=f"{LABELS.get(stage, stage):>14}", unit="", dynamic_ncols=True
     ) as bar:
         for step in bar:
-            shown = {label: f"{step[name]:.2f}" for name, label in SHOWN.get(stage, {}).items()}
+            shown = {
+                label: f"{step[name]:.2f}"
+                for name, label in SHOWN.get(stage, {}).items()
+                if math.isfinite(step[name])  # there may be no gold
+            }
             bar.set_postfix(shown, refresh=False)
             yield step
 
@@ -133,13 +138,18 @@ def progress_bar(stage: str, steps: Iterator[dict], total: int, done: int = 0) -
 def show_samples(console: Console, rows: list[dict], count: int = 4) -> None:
     """A table of summaries before and after, on the first posts where the two differ."""
     table = Table(title="Before and after, on posts that nothing was trained on", show_lines=True)
-    for heading in ("what happened (the facts)", "SFT wrote", "PPO wrote"):
+    about = "what happened (the facts)" if rows[0]["facts"] else "title"
+    for heading in (about, "SFT wrote", "PPO wrote"):
         table.add_column(heading, ratio=1)
     different = [row for row in rows if row["sft"]["text"] != row["policy"]["text"]]
     for row in different[:count]:
-        facts = "my {who} {did} my {what}; should i {ask}?".format(**row["facts"])
-        table.add_row(facts, *(f"{row[name]['text']}\n(gold {row[name]['gold']:g})" for name in ("sft", "policy")))
+        facts = "my {who} {did} my {what}; should i {ask}?".format(**row["facts"]) if row["facts"] else row["title"]
+        table.add_row(facts, *(f"{row[name]['text']}\n({_worth(row[name])})" for name in ("sft", "policy")))
     console.print(table)
+
+
+def _worth(summary: dict) -> str:
+    return f"gold {summary['gold']:g}" if "gold" in summary else f"score {summary['score']:.2f}"
 
 
 def show_numbers(console: Console, report: dict) -> None:
@@ -148,7 +158,8 @@ def show_numbers(console: Console, report: dict) -> None:
     table = Table(title=f"{report['preset']}, seed {report['seed']}")
     for heading in ("", "SFT", "PPO"):
         table.add_column(heading, justify="left" if not heading else "right")
-    table.add_row("gold score, at most 4", f"{sft['gold']:.2f}", f"{ppo['gold']:.2f}")
+    name, label = ("gold", "gold score, at most 4") if "gold" in sft else ("score", "score of the reward model")
+    table.add_row(label, f"{sft[name]:.2f}", f"{ppo[name]:.2f}")
     low, high = ppo["win_rate_vs_sft_interval"]
     table.add_row("wins against SFT", "", f"{ppo['win_rate_vs_sft']:.1%} [{low:.1%}, {high:.1%}]")
     if ppo["win_rate_vs_sft_length_matched"] is not None:
@@ -158,8 +169,7 @@ def show_numbers(console: Console, report: dict) -> None:
     if "kl_per_sequence" in ppo:
         table.add_row("KL from SFT, nats a summary", "0", f"{ppo['kl_per_sequence']:.2f}")
     if "accuracy" in scorer:
-        table.add_row(
-            "reward model agrees with readers", "", f"{scorer['accuracy']:.1%} of {scorer['accuracy_ceiling']:.1%}"
-        )
+        ceiling = f" of {scorer['accuracy_ceiling']:.1%}" if "accuracy_ceiling" in scorer else ""
+        table.add_row("reward model agrees with readers", "", f"{scorer['accuracy']:.1%}{ceiling}")
     table.add_row("minutes, peak MiB", "", f"{report['seconds']['total'] / 60:.1f}, {report['peak_memory_mib']:.0f}")
     console.print(table)

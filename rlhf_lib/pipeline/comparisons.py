@@ -11,18 +11,71 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from ..algorithms.reward_model import Comparisons, RewardModelConfig, score_texts
+from ..engine import models
 from ..engine.sampling import uniforms
 from ..worlds.tiny_tldr.posts import Dice, Post
 from ..worlds.tiny_tldr.summaries import title_agreement
-from ..worlds.tiny_tldr.world import TinyTLDR
+from ..worlds.world import World
+from .inputs import read_comparisons
 from .run import Run
 from .settings import PreferencesConfig
 from .texts import Summary, make_world_texts, write_summaries
+
+
+class Preferences(Protocol):
+    """Comparisons to train a reward model on, and others to measure it by."""
+
+    pairs: int  # to train on
+
+    def batches(self, config: RewardModelConfig, *, seed: int, start: int = 0) -> Iterator[Comparisons]:
+        """Batches `start` to `config.steps`, each of `config.posts_per_batch` posts with all their pairs."""
+
+    def accuracy(self, model: nn.Module) -> dict[str, float]:
+        """How often readers agree with the model about pairs that it was not trained on."""
+
+
+def collect(run: Run) -> None:
+    """Let the SFT policy write several summaries of each post, and the noisy reader choose in every pair."""
+    config = run.settings.preferences
+    policy = models.freeze(run.policy("sft"))
+    for split, posts in {"preferences": config.posts, "held_out_preferences": config.held_out_posts}.items():
+        rows = run.progress(split, label(run, policy, split, posts), posts)
+        run.out.write_lines(f"{split}.jsonl", rows)
+
+
+def load(run: Run) -> Preferences:
+    """What `collect` wrote, here or in the run that this one builds on."""
+    least = run.settings.reward_model.posts_per_batch
+    why = f"fewer than reward_model.posts_per_batch={least}"
+    rows = read_comparisons(run.world, run.input("preferences.jsonl"), at_least=least, why=why)
+    held_out = read_comparisons(run.world, run.input("held_out_preferences.jsonl"), at_least=1, why="and one is needed")
+    return Collected(run, rows, held_out)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """`Preferences` that a run has collected itself."""
+
+    run: Run
+    rows: list[dict]
+    held_out: list[dict]
+
+    @property
+    def pairs(self) -> int:
+        return sum(len(row["pairs"]) for row in self.rows)
+
+    def batches(self, config: RewardModelConfig, *, seed: int, start: int = 0) -> Iterator[Comparisons]:
+        return batches(self.run.world, self.rows, config, seed=seed, start=start)
+
+    def accuracy(self, model: nn.Module) -> dict[str, float]:
+        return accuracy(self.run, model, self.held_out)
 
 
 def label(run: Run, policy: nn.Module, split: str, posts: int) -> Iterator[dict]:
@@ -60,14 +113,14 @@ def preference(appeal_a: float, appeal_b: float) -> float:
 
 
 def batches(
-    world: TinyTLDR, rows: list[dict], config: RewardModelConfig, *, seed: int, start: int = 0
+    world: World, rows: list[dict], config: RewardModelConfig, *, seed: int, start: int = 0
 ) -> Iterator[Comparisons]:
     """Batches `start` to `config.steps` of whole rows, in a new order at every pass."""
-    for places in itertools.islice(_batches_of_places(len(rows), config.posts_per_batch, seed), start, config.steps):
+    for places in itertools.islice(batches_of_places(len(rows), config.posts_per_batch, seed), start, config.steps):
         yield compare(world, [rows[place] for place in places])
 
 
-def compare(world: TinyTLDR, rows: list[dict]) -> Comparisons:
+def compare(world: World, rows: list[dict]) -> Comparisons:
     """All summaries of the rows, each once, and the pairs as places among them."""
     prompts = [row["prompt"] for row in rows for _ in row["summaries"]]
     summaries = [text for row in rows for text in row["summaries"]]
@@ -97,7 +150,7 @@ def accuracy(run: Run, model: nn.Module, rows: list[dict]) -> dict[str, float]:
     )
 
 
-def _batches_of_places(rows: int, size: int, seed: int) -> Iterator[list[int]]:
+def batches_of_places(rows: int, size: int, seed: int) -> Iterator[list[int]]:
     """Pass after pass over all rows, without end; a last batch that is not full waits for the next pass."""
     waiting: list[int] = []
     for passes in itertools.count():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..engine.files import DamagedError
 from ..engine.run_folder import read_lines
-from ..worlds.tiny_tldr.world import TinyTLDR
+from ..worlds.world import World
 from .errors import InputError
 
 
@@ -22,7 +22,7 @@ def damage_explained() -> Iterator[None]:
         raise InputError(str(error)) from error
 
 
-def read_comparisons(world: TinyTLDR, path: Path, *, at_least: int, why: str) -> list[dict]:
+def read_comparisons(world: World, path: Path, *, at_least: int, why: str) -> list[dict]:
     """The rows of a file of preferences, see `comparisons`.
 
     raises  InputError naming file and line of a row that cannot be used, or if there are too few, with the reason why
@@ -55,7 +55,7 @@ def _form(row: dict) -> str:
     return ""
 
 
-def _length(world: TinyTLDR, row: dict) -> str:
+def _length(world: World, row: dict) -> str:
     """What does not fit into the models, or nothing."""
     prompt = len(world.tokenizer(row["prompt"]).input_ids)
     longest = prompt + max(map(len, world.encode_summaries(row["summaries"])))

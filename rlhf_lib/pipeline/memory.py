@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from ..engine.memory_budget import GIB, Budget, ModelShape, Plan, estimate, remedies
-from ..worlds.tiny_tldr.world import ASSETS, TinyTLDR
 from .errors import InputError, SettingsError
+from .scales import world_of
 from .settings import Settings, load_settings
 
 UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -21,7 +21,8 @@ def show(preset: str, changes: list[str], model: Path | None, prompt: int | None
     settings = load_settings(preset, changes)
     memory = None if gpu is None else bytes_of(gpu)
     try:
-        plan = plan_of(settings, shape_of(model or ASSETS / "sft"), prompt=prompt or longest_prompt(settings), **rest)
+        shape = shape_of(model or world_of(settings).base_folder)
+        plan = plan_of(settings, shape, prompt=prompt or longest_prompt(settings), **rest)
     except ValueError as error:
         raise SettingsError(str(error)) from None
     budget = estimate(plan)
@@ -62,7 +63,7 @@ def shape_of(folder: Path) -> ModelShape:
 
 def longest_prompt(settings: Settings) -> int:
     """Tokens, of all posts that the run will write about."""
-    world = TinyTLDR(settings.seed)
+    world = world_of(settings)
     posts = world.posts("ppo", settings.ppo.batch_size * settings.ppo.updates)
     return max(map(len, world.encode_prompts(posts)))
 

@@ -128,22 +128,24 @@ def against_distance(rows: list[dict]) -> dict:
 
 
 def histogram(samples: list[dict]) -> dict:
-    """Gold scores of each writer's summaries, in bins of one point."""
-    gold = {name: [_float(row[name]["gold"]) for row in samples] for name in PEOPLE}
+    """Gold scores of each writer's summaries, in bins of one point; without gold, the reward model's scores."""
+    by = "gold" if "gold" in samples[0]["policy"] else "score"
+    gold = {name: [_float(row[name][by]) for row in samples] for name in PEOPLE}
     finite = [value for values in gold.values() for value in values if math.isfinite(value)]
-    lowest = math.floor(min([-2, *finite]))
+    lowest, highest = math.floor(min([-2, *finite])), 1 + math.floor(max([4, *finite]))
     figure, panels = _panels(3, height=0.95)
     alt = []
     for axes, (name, values), colour in zip(panels, gold.items(), (SECOND, FIRST, INK), strict=True):
         shares = {
-            level: sum(level <= value < level + 1 for value in values) / len(values) for level in range(lowest, 5)
+            level: sum(level <= value < level + 1 for value in values) / len(values) for level in range(lowest, highest)
         }
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.bar(list(shares), [100 * share for share in shares.values()], color=colour, width=0.8)
         axes.set(title=f"{PEOPLE[name]}, % of summaries", ylim=(0, 100))
         alt.append(f"{PEOPLE[name]}: " + ", ".join(f"{100 * share:.0f} % at {at}" for at, share in shares.items()))
-    panels[-1].set_xlabel("gold score, rounded down")
-    return _picture(figure, "Gold score of every summary", alt, "All on the same held-out posts.")
+    label = "Gold score" if by == "gold" else "Reward-model score"
+    panels[-1].set_xlabel(f"{label.lower()}, rounded down")
+    return _picture(figure, f"{label} of every summary", alt, "All on the same held-out posts.")
 
 
 def seconds(report: dict) -> dict:

@@ -15,7 +15,8 @@ from ..algorithms.parts import Parts
 from ..engine.run_folder import RunFolder, read_lines
 from ..worlds.tiny_tldr.world import ASSETS
 from .pipeline import run_pipeline
-from .run import Progress, Run, world_of
+from .run import Progress, Run
+from .scales import world_of
 from .settings import Settings, from_json, load_settings
 
 RUNS = ASSETS / "runs"

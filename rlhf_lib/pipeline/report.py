@@ -61,6 +61,7 @@ def contents(folder: Path) -> dict:
         groups=examples(samples),
         unpicked=[example(row) for row in samples[:12]],
         posts=len(samples),
+        yardstick=yardstick(samples),
         pictures=pictures(report, metrics, samples),
         settings=compare_with_preset(chosen) if chosen else [],
     )
@@ -150,12 +151,12 @@ def _environment() -> jinja2.Environment:
 
 def examples(samples: list[dict], most: int = 2) -> list[dict]:
     """Groups of posts by what PPO changed: how many there are, and a few of them, no post twice."""
-    gains = [(_gold(row["policy"]) - _gold(row["sft"]), row) for row in samples]
+    gains = [(_worth(row["policy"]) - _worth(row["sft"]), row) for row in samples]
     copies = {name: [row for row in samples if is_copy(row[name]["text"], row["title"])] for name in WRITERS}
     groups = {
         "Improved": [row for gain, row in sorted(gains, key=lambda pair: -pair[0]) if gain > 0],
         "Got worse": [row for gain, row in sorted(gains, key=lambda pair: pair[0]) if gain < 0],
-        "Same gold": [row for gain, row in gains if gain == 0],
+        f"Same {yardstick(samples)}": [row for gain, row in gains if gain == 0],
         "PPO copied the title": copies["policy"],
         "SFT copied the title": copies["sft"],
     }
@@ -165,6 +166,11 @@ def examples(samples: list[dict], most: int = 2) -> list[dict]:
         shown += new
         groups[name] = dict(name=name, count=len(rows), examples=[example(row) for row in new])
     return list(groups.values())
+
+
+def yardstick(samples: list[dict]) -> str:
+    """What the summaries were judged by: gold, or the score of the reward model."""
+    return "score" if samples and "score" in samples[0]["policy"] else "gold"
 
 
 def example(row: dict) -> dict:
@@ -179,5 +185,7 @@ def claims(text: str, facts: dict[str, str]) -> list[tuple[str, str | None]]:
     return [(word, fact if word in SLOT_OF and word != fact else None) for word, fact in facts_of]
 
 
-def _gold(summary: dict) -> float:
-    return summary["gold"] if _is_number(summary["gold"]) else math.nan
+def _worth(summary: dict) -> float:
+    """Gold, or the reward model's score where nobody gave gold."""
+    worth = summary.get("gold", summary.get("score"))
+    return worth if _is_number(worth) else math.nan

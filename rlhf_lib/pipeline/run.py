@@ -20,7 +20,7 @@ from ..engine.interrupt import graceful_stop
 from ..engine.optimiser import NonFiniteError
 from ..engine.run_folder import RunFolder, read_lines
 from ..engine.tensorboard import mirrored
-from ..worlds.tiny_tldr.world import TinyTLDR
+from ..worlds.world import World
 from .errors import InputError, MissingInputError, StoppedError, TrainingError
 from .settings import Settings
 
@@ -28,17 +28,12 @@ from .settings import Settings
 Progress = Callable[..., Generator[dict, None, None]]
 
 
-def world_of(settings: Settings) -> TinyTLDR:
-    """The world in which a run with these settings takes place."""
-    return TinyTLDR(settings.seed, repetition=settings.writers.repetition)
-
-
 @dataclass(frozen=True)
 class Run:
     """Settings, the world, where to write, where earlier stages' output may lie, the parts, how to show progress."""
 
     settings: Settings
-    world: TinyTLDR
+    world: World
     out: RunFolder
     source: RunFolder
     parts: Parts

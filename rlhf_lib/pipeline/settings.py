@@ -16,6 +16,14 @@ from .errors import SettingsError
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+    """Where a run takes place; see `scales`."""
+
+    name: str = "tiny"  # one of scales.SCALES
+    model: str | None = None  # the base model: a folder, a .gguf file or a name on the Hub; None: the world's own
+
+
+@dataclass(frozen=True, kw_only=True)
 class WritersConfig:
     """Who writes the reference summaries, beyond what the world's writers do anyway."""
 
@@ -64,6 +72,7 @@ class Settings:
 
     preset: str = "tiny"
     seed: int = 0
+    world: WorldConfig = field(default_factory=WorldConfig)
     writers: WritersConfig = field(default_factory=WritersConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     preferences: PreferencesConfig = field(default_factory=PreferencesConfig)

@@ -16,10 +16,9 @@ from ..algorithms import ppo, reward_model, sft
 from ..algorithms.step_zero import LIMITS
 from ..engine import models
 from ..engine.run_folder import read_lines
-from . import comparisons
 from .evaluation import compare_policies
-from .inputs import read_comparisons
 from .run import Run
+from .scales import scale_of
 from .texts import PromptStream, reference_texts
 
 
@@ -42,12 +41,8 @@ def run_sft(run: Run) -> dict:
 
 
 def run_preferences(run: Run) -> dict:
-    """Let the SFT policy write several summaries of each post, and the noisy reader choose in every pair."""
-    config = run.settings.preferences
-    policy = models.freeze(run.policy("sft"))
-    for split, posts in {"preferences": config.posts, "held_out_preferences": config.held_out_posts}.items():
-        rows = run.progress(split, comparisons.label(run, policy, split, posts), posts)
-        run.out.write_lines(f"{split}.jsonl", rows)
+    """Get pairs of summaries of one post, of which one was preferred: from readers here, or from the world's data."""
+    scale_of(run.settings).collect_preferences(run)
     return {}
 
 
@@ -56,20 +51,18 @@ def run_reward_model(run: Run) -> dict:
     config, world, seed = run.settings.reward_model, run.world, run.settings.seed
     scorer = models.scorer_from_policy(run.policy("sft"), seed=seed)
     state = reward_model.new_state(scorer, config)
-    least, why = config.posts_per_batch, f"fewer than reward_model.posts_per_batch={config.posts_per_batch}"
-    rows = read_comparisons(world, run.input("preferences.jsonl"), at_least=least, why=why)
-    held_out = read_comparisons(world, run.input("held_out_preferences.jsonl"), at_least=1, why="and one is needed")
+    preferences = scale_of(run.settings).load_preferences(run)
 
     def steps(done: int) -> Iterator[dict]:
         state.step = done
-        batches = comparisons.batches(world, rows, config, seed=seed, start=done)
+        batches = preferences.batches(config, seed=seed, start=done)
         return reward_model.train_reward_model(state, batches, config, run.parts)
 
     run.train("reward_model", {"scorer": scorer}, state.optimizer, steps, config.steps)
     references = reference_texts(world, world.posts("sft", run.settings.evaluation.posts))
     reward_model.centre(scorer, references, micro_batch_size=run.settings.ppo.micro_batch_size, parts=run.parts)
     run.save("reward_model", scorer)
-    return {**comparisons.accuracy(run, scorer, held_out), "pairs": sum(len(row["pairs"]) for row in rows)}
+    return {**preferences.accuracy(scorer), "pairs": preferences.pairs}
 
 
 def run_ppo(run: Run) -> dict:
@@ -109,7 +102,7 @@ def ppo_state(run: Run, **rest) -> ppo.PPOState:
 
 def run_evaluation(run: Run) -> dict:
     """Judge SFT policy, PPO policy and reference summaries on the same held-out posts."""
-    numbers, rows = compare_policies(run)
+    numbers, rows = compare_policies(run, scale_of(run.settings).judge)
     run.out.write_lines("samples.jsonl", rows)
     return numbers
 

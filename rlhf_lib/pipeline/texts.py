@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,7 @@ from torch import Tensor, nn
 from ..engine.batching import make_texts, pad_rows
 from ..engine.sampling import sample, uniforms
 from ..maths.records import Prompts, Samples, Texts
-from ..worlds.tiny_tldr.posts import Post
-from ..worlds.tiny_tldr.world import TinyTLDR
+from ..worlds.world import Post, World
 from .run import Run
 
 SAMPLED_AT_ONCE = 512  # rows; more would cost memory and gain nothing
@@ -20,19 +20,28 @@ SAMPLED_AT_ONCE = 512  # rows; more would cost memory and gain nothing
 
 @dataclass(frozen=True)
 class Summary:
-    """What a policy wrote below a post, whether it came to an end, and what the human thinks of it."""
+    """What a policy wrote below a post, whether it came to an end, and what it is worth.
+
+    gold   what the human thinks of it; NaN where there is none
+    score  what the reward model says, where it stands in for the human in the evaluation; else NaN
+    """
 
     text: str
     finished: bool
-    gold: float
+    gold: float = math.nan
+    score: float = math.nan
+
+    @property
+    def worth(self) -> float:
+        return self.score if math.isnan(self.gold) else self.gold
 
 
-def make_prompts(world: TinyTLDR, posts: list[Post]) -> Prompts:
+def make_prompts(world: World, posts: Sequence[Post]) -> Prompts:
     """The posts as a batch that a policy can continue."""
     return Prompts(*pad_rows(world.encode_prompts(posts), pad_token_id=world.tokenizer.pad_token_id))
 
 
-def make_world_texts(world: TinyTLDR, prompts: list[str], summaries: list[str], finished: list[bool]) -> Texts:
+def make_world_texts(world: World, prompts: list[str], summaries: list[str], finished: list[bool]) -> Texts:
     """Prompts with given summaries."""
     tokenizer = world.tokenizer
     return make_texts(
@@ -43,14 +52,19 @@ def make_world_texts(world: TinyTLDR, prompts: list[str], summaries: list[str], 
     )
 
 
-def reference_texts(world: TinyTLDR, posts: list[Post]) -> Texts:
+def reference_texts(world: World, posts: Sequence[Post]) -> Texts:
     """Each post with the summary that its human writer gave it."""
-    references = [world.reference(post) for post in posts]
-    return make_world_texts(world, [post.prompt for post in posts], references, [True] * len(posts))
+    tokenizer = world.tokenizer
+    return make_texts(
+        world.encode_prompts(posts),
+        world.encode_references(posts),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
 
 
 def write_summaries(
-    run: Run, policy: nn.Module, posts: list[Post], *key: object, temperature: float
+    run: Run, policy: nn.Module, posts: Sequence[Post], *key: object, temperature: float
 ) -> Iterator[Summary]:
     """A summary of each post. Under the same key all policies draw with the same randomness."""
     tokenizer, world, steps = run.world.tokenizer, run.world, run.settings.ppo.response_length
@@ -65,7 +79,7 @@ def write_summaries(
         yield from judge_samples(world, here, samples)
 
 
-def judge_samples(world: TinyTLDR, posts: list[Post], samples: Samples) -> Iterator[Summary]:
+def judge_samples(world: World, posts: Sequence[Post], samples: Samples) -> Iterator[Summary]:
     """The sampled responses as text, each with its gold score."""
     spans = zip(
         samples.tokens.tolist(), samples.prompt_lengths.tolist(), samples.sequence_lengths.tolist(), strict=True
@@ -78,9 +92,9 @@ def judge_samples(world: TinyTLDR, posts: list[Post], samples: Samples) -> Itera
 class PromptStream:
     """A split of the world as batches of prompts, and the judge of what a policy makes of the latest batch."""
 
-    def __init__(self, world: TinyTLDR, split: str, *, batch_size: int, updates: int):
+    def __init__(self, world: World, split: str, *, batch_size: int, updates: int):
         self.world, self.split, self.batch_size, self.updates = world, split, batch_size, updates
-        self.posts: list[Post] = []
+        self.posts: Sequence[Post] = ()
 
     def batches(self, *, start: int = 0) -> Iterator[Prompts]:
         """The prompts of updates `start` to the last; each post is met once."""

@@ -6,7 +6,7 @@ import pytest
 
 from rlhf_lib.engine.run_folder import RunFolder, read_lines
 from rlhf_lib.pipeline import recordings
-from rlhf_lib.pipeline.run import world_of
+from rlhf_lib.pipeline.scales import world_of
 from rlhf_lib.pipeline.settings import load_settings
 
 ALL = list(itertools.product(recordings.PRESETS, recordings.SEEDS))

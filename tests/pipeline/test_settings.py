@@ -10,7 +10,8 @@ from rlhf_lib.pipeline.settings import PRESETS, change, from_json, keys, load_se
 
 TINY = PRESETS["tiny"]
 KEYS = keys(TINY)
-NUMBERS = [key for key in KEYS if not isinstance(value_of(TINY, key), bool)]
+TEXTS = ["world.name", "world.model"]
+NUMBERS = [key for key in KEYS if not isinstance(value_of(TINY, key), bool) and key not in TEXTS]
 WHOLE = [key for key in NUMBERS if isinstance(value_of(TINY, key), int)]
 MAY_BE_ZERO = {
     "seed", "ppo.kl_coef", "ppo.value_coef", "ppo.entropy_coef", "ppo.gamma", "ppo.lam", "ppo.score_without_eos",
@@ -20,8 +21,10 @@ MAY_BE_ZERO = {
 MAY_BE_NEGATIVE = {"ppo.score_without_eos"}
 
 
-def another(value: object) -> object:
+def another(key: str, value: object) -> object:
     """A possible value other than this one."""
+    if key in TEXTS:
+        return "another/name"
     if isinstance(value, bool):
         return not value
     return value * 2 if isinstance(value, int) and value else 0.5 if value is None else value / 2 + 1 / 128
@@ -35,7 +38,7 @@ def refused(key: str, value: str) -> str:
 
 def test_keys_are_all_fields():
     """Rejects a field that no `--set` reaches, and a key of something that is no field."""
-    parts = ("writers", "sft", "preferences", "reward_model", "ppo", "evaluation")
+    parts = ("world", "writers", "sft", "preferences", "reward_model", "ppo", "evaluation")
     assert set(KEYS) == {"seed"} | {f"{part}.{field.name}" for part in parts for field in fields(getattr(TINY, part))}
 
 
@@ -43,7 +46,7 @@ def test_keys_are_all_fields():
 def test_every_key_can_be_set(key):
     """Rejects a value that is read as text or as another number, that lands elsewhere, or that changes TINY itself."""
     before = value_of(TINY, key)
-    wanted = another(before) if key != "seed" else 7
+    wanted = another(key, before) if key != "seed" else 7
     changed = change(TINY, key, str(wanted))
     assert value_of(changed, key) == wanted
     assert type(value_of(changed, key)) is type(wanted)

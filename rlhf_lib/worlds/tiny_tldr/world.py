@@ -26,6 +26,9 @@ class TinyTLDR:
         self.seed, self.repetition = seed, repetition
         self.tokenizer = make_tokenizer()
 
+    def prepare(self) -> None:
+        """Nothing takes long here."""
+
     def posts(self, split: str, count: int, *, start: int = 0) -> list[Post]:
         """Posts `start` to `start + count` of a split."""
         return make_posts(self.seed, split, count, start=start)
@@ -40,6 +43,9 @@ class TinyTLDR:
 
     def encode_prompts(self, posts: Sequence[Post]) -> list[list[int]]:
         return self.tokenizer([post.prompt for post in posts]).input_ids
+
+    def encode_references(self, posts: Sequence[Post]) -> list[list[int]]:
+        return self.encode_summaries([self.reference(post) for post in posts])
 
     def encode_summaries(self, summaries: Sequence[str], *, finished: Sequence[bool] | None = None) -> list[list[int]]:
         """Token ids with the leading space, and EOS where the summary is finished (everywhere by default)."""

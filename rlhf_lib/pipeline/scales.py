@@ -1,0 +1,57 @@
+"""The three scales: what each world brings along, and what the pipeline puts in where it brings nothing.
+
+One code path runs them all; `settings.world.name` picks a line of SCALES, and the presets in `settings` do the rest.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..worlds.tiny_tldr.world import TinyTLDR
+from ..worlds.world import World
+from . import comparisons, evaluation
+from .comparisons import Preferences
+from .errors import SettingsError
+from .evaluation import Judge
+from .run import Run
+from .settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How a world is made, where its preferences come from, and who judges in the evaluation."""
+
+    world: Callable[[Settings], World]
+    collect_preferences: Callable[[Run], None]
+    load_preferences: Callable[[Run], Preferences]
+    judge: Judge
+
+
+def tiny_world(settings: Settings) -> World:
+    return TinyTLDR(settings.seed, repetition=settings.writers.repetition)
+
+
+SCALES = {
+    "tiny": Scale(
+        world=tiny_world,
+        collect_preferences=comparisons.collect,
+        load_preferences=comparisons.load,
+        judge=evaluation.by_gold,
+    ),
+}
+
+
+def scale_of(settings: Settings) -> Scale:
+    """raises SettingsError if there is no such world, with the nearest name."""
+    if (name := settings.world.name) not in SCALES:
+        nearest = difflib.get_close_matches(name, SCALES, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are: {', '.join(SCALES)}"
+        raise SettingsError(f"world.name={name}: there is no such world; {hint}")
+    return SCALES[name]
+
+
+def world_of(settings: Settings) -> World:
+    """The world in which a run with these settings takes place."""
+    return scale_of(settings).world(settings)
