@@ -10,32 +10,34 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from dataclasses import asdict
+from pathlib import Path
 
 from filelock import FileLock
 from tqdm.auto import tqdm
 
+from rlhf_lib.algorithms.ppo_config import PPOConfig
 from rlhf_lib.course import museum
 from rlhf_lib.course.museum.runs import RECORDED, as_curves
 
 DIGITS = 4  # significant
 
 
-def plan() -> dict[str, tuple[museum.Bug, object]]:
+def plan() -> dict[str, tuple[museum.Bug, PPOConfig]]:
     """Every run by name: the bug, and the settings."""
-    healthy = {name: (museum.HEALTHY, config) for name, config in museum.HEALTHY_SETTINGS.items()}
-    return healthy | {bug.name: (bug, museum.RUN) for bug in museum.BUGS}
+    return museum.HEALTHY_RUNS | {bug.name: (bug, museum.RUN) for bug in museum.BUGS}
 
 
 def load() -> dict:
     """The file's content, without what was made under other settings."""
-    config = asdict(museum.RUN)
-    found = json.loads(RECORDED.read_text(encoding="utf-8")) if RECORDED.exists() else {}
-    return found if found.get("config") == config else {"config": config, "runs": {}}
+    found = json.loads(RECORDED.read_text(encoding="utf-8")) if RECORDED.exists() else {"config": {}}
+    same = PPOConfig(**found["config"]) == museum.RUN  # a setting that PPO learned since then has its default
+    return found if same else {"config": asdict(museum.RUN), "runs": {}}
 
 
 def keep(name: str, seed: int, record: dict) -> None:
-    with FileLock(f"{RECORDED}.lock"):
+    with FileLock(Path(tempfile.gettempdir()) / "museum.json.lock"):
         found = load()
         runs = {known: found["runs"].get(known, {}) for known in plan()}
         runs[name] = dict(sorted({**runs[name], str(seed): record}.items()))

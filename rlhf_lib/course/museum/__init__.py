@@ -8,7 +8,7 @@ recorded   all of them, six seeds each, and healthy runs under several settings
 
 from . import in_the_rewards, in_the_rollout, in_the_targets, in_the_update
 from .bug import RUN, RUNGS, STAGES, Bug
-from .runs import HEALTHY, HEALTHY_SETTINGS, SCORING, SEEDS, TUNING, MuseumRun, buggy_run, recorded
+from .runs import HEALTHY, HEALTHY_RUNS, SCORING, SEEDS, TUNING, MuseumRun, buggy_run, recorded
 
 BUGS = (*in_the_rollout.BUGS, *in_the_rewards.BUGS, *in_the_targets.BUGS, *in_the_update.BUGS)
 
@@ -19,6 +19,6 @@ def bug(name: str) -> Bug:
 
 
 __all__ = [
-    "BUGS", "HEALTHY", "HEALTHY_SETTINGS", "RUN", "RUNGS", "SCORING", "SEEDS", "STAGES", "TUNING",
+    "BUGS", "HEALTHY", "HEALTHY_RUNS", "RUN", "RUNGS", "SCORING", "SEEDS", "STAGES", "TUNING",
     "Bug", "MuseumRun", "bug", "buggy_run", "recorded",
 ]  # fmt: skip

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 
 from ...algorithms import ppo
 from ...algorithms.parts import Parts
-from ...algorithms.ppo_config import PPOConfig
 from ..short_runs import SHORT, new_state
 
 # Ten tokens at most: one summary in four does not end in time, so that what concerns the missing EOS is seen too.
@@ -38,6 +37,7 @@ class Bug:
     family    what the doctor calls it; bugs that no log can tell apart share one
     plant     makes the changed parts, by slot; anew for every run, since some remember something
     start     makes the state before the first update; the library's own, but for bugs that need another setting
+    beside    the healthy runs to compare with
     """
 
     name: str
@@ -51,6 +51,7 @@ class Bug:
     family: str
     plant: Callable[[], Mapping[str, Callable]] = field(repr=False)
     start: Callable[..., ppo.PPOState] = field(default=new_state, repr=False)
+    beside: str = "healthy"
 
     def __post_init__(self):
         if self.stage not in STAGES or self.rung not in RUNGS:
@@ -69,8 +70,3 @@ class Bug:
 def always(**changes: Callable) -> Callable[[], Mapping[str, Callable]]:
     """For bugs that remember nothing."""
     return lambda: changes
-
-
-def config_of(**changes: object) -> PPOConfig:
-    """The museum's settings, with changes."""
-    return replace(RUN, **changes)

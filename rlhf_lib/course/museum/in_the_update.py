@@ -71,6 +71,7 @@ BUGS = (
         family="the policy degrades",
         plant=always(combine_losses=_overwritten),
         start=shared_trunk,
+        beside="healthy, shared trunk",
     ),
     Bug(
         name="overflow in half precision",

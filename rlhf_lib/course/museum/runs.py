@@ -16,6 +16,7 @@ from ...engine.optimiser import NonFiniteError
 from ...pipeline.texts import PromptStream
 from ...worlds.tiny_tldr.world import TinyTLDR
 from .bug import RUN, Bug, always
+from .shared_trunk import shared_trunk
 
 RECORDED = Path(__file__).parent.parent / "recorded" / "museum.json"
 SEEDS = (0, 1, 2, 3, 4, 5)
@@ -26,14 +27,15 @@ HEALTHY = Bug(
     found_by="", fix="", family="no sign in the log", plant=always(),
 )  # fmt: skip
 
-# Other settings under which the library must not be accused of anything.
-HEALTHY_SETTINGS: dict[str, PPOConfig] = {
-    "healthy": RUN,
-    "healthy, room to end": replace(RUN, response_length=24),
-    "healthy, slow": replace(RUN, learning_rate=1e-4),
-    "healthy, no KL penalty": replace(RUN, kl_coef=0.0),
-    "healthy, four epochs": replace(RUN, epochs=4),
-    "healthy, two minibatches": replace(RUN, minibatches=2),
+# Other settings, under which the library must not be accused of anything.
+HEALTHY_RUNS: dict[str, tuple[Bug, PPOConfig]] = {
+    "healthy": (HEALTHY, RUN),
+    "healthy, room to end": (HEALTHY, replace(RUN, response_length=24)),
+    "healthy, slow": (HEALTHY, replace(RUN, learning_rate=1e-4)),
+    "healthy, no KL penalty": (HEALTHY, replace(RUN, kl_coef=0.0)),
+    "healthy, four epochs": (HEALTHY, replace(RUN, epochs=4)),
+    "healthy, two minibatches": (HEALTHY, replace(RUN, minibatches=2)),
+    "healthy, shared trunk": (replace(HEALTHY, start=shared_trunk), RUN),
 }
 
 
