@@ -18,6 +18,7 @@ from rlhf_lib.algorithms.ppo import (
     train_ppo,
 )
 from rlhf_lib.algorithms.step_zero import LIMITS
+from rlhf_lib.course.table import Table
 from rlhf_lib.engine import models
 from rlhf_lib.engine.optimiser import NonFiniteError
 from rlhf_lib.maths.masking import mask_from_lengths
@@ -32,7 +33,7 @@ from tests.algorithms.tiny_world import (
     whole_minibatch,
 )
 from tests.helpers import assert_close, bools, floats, gae_spec
-from tests.tiny import EOS, LargestTensor, Table, gradients_of, same_weights, weights_of
+from tests.tiny import EOS, LargestTensor, gradients_of, same_weights, tiny_gpt2, weights_of
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
 METRICS = """
@@ -291,12 +292,45 @@ def test_the_reader_of_sizes_sees_a_naive_score():
     assert largest >= whole
 
 
-def test_skipping_what_nobody_reads_changes_rounding_only():
-    """Rejects a loss, or a gradient, that depended on the last feed-forward of an unread state."""
+SPARING = ["skip_unread", "lean"]
+
+
+@pytest.mark.parametrize("setting", SPARING)
+def test_skipping_what_nobody_reads_changes_rounding_only(setting):
+    """Rejects a loss, or a gradient, that depended on what is skipped in an unread state."""
     state = moved_state()
     minibatch = whole_minibatch(state)
-    skipped = gradients(state, minibatch, replace(CONFIG, skip_unread=True))
+    skipped = gradients(state, minibatch, replace(CONFIG, **{setting: True}))
     torch.testing.assert_close(skipped, gradients(state, minibatch, CONFIG), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("setting", SPARING)
+def test_a_sparing_rollout_is_the_same_where_it_counts(setting):
+    """Rejects scores read where the reward model made none, and values or log-probs of the wrong states."""
+    plain, sparing = (
+        collect(moved_state(), prompt_batches()[0], config, PARTS)
+        for config in (CONFIG, replace(CONFIG, **{setting: True}))
+    )
+    for name, expected in vars(plain).items():
+        counts = (
+            torch.nn.functional.pad(plain.action_mask, (0, 1)) if name == "values" else torch.ones_like(expected) > 0
+        )
+        torch.testing.assert_close(getattr(sparing, name)[counts], expected[counts], **CLOSE)
+
+
+def test_lean_and_skip_unread_are_refused_together():
+    """Rejects one of two settings that silently wins."""
+    with pytest.raises(ValueError, match="skip_unread and lean do not go together"):
+        replace(CONFIG, skip_unread=True, lean=True)
+
+
+def test_a_lean_state_is_refused_before_anything_is_written():
+    """Rejects a model that is found out only after the first rollout was sampled."""
+    models_of = dict(policy=tiny_gpt2(), critic=new_state().critic, reward_model=new_state().reward_model)
+    with pytest.raises(ValueError, match="its architecture is not Llama"):
+        ppo.new_state(
+            **models_of, config=replace(CONFIG, lean=True), parts=PARTS, eos_token_id=EOS, pad_token_id=0, seed=0
+        )
 
 
 # train_ppo, measure

@@ -6,11 +6,12 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from rlhf_lib.course.table import Table
 from rlhf_lib.engine import sampling
 from rlhf_lib.engine.models import score_actions
 from rlhf_lib.engine.sampling import sample, uniforms
 from rlhf_lib.maths.records import Prompts
-from tests.tiny import EOS, MODELS, PAD, VOCAB, Table, ragged_prompts, tiny_llama
+from tests.tiny import EOS, MODELS, PAD, VOCAB, ragged_prompts, tiny_llama
 
 ROWS, STEPS = 12, 8
 RANDOM = uniforms(0, "test", rows=ROWS, steps=STEPS)
