@@ -77,7 +77,7 @@ def ppo_config(work: Work, updates: int):
     from rlhf_lib.algorithms.ppo import PPOConfig
 
     return PPOConfig(
-        skip_unread=True,
+        lean=True,
         updates=updates, batch_size=work.batch, minibatches=1, micro_batch_size=work.rows, epochs=work.epochs,
         response_length=work.response, learning_rate=LEARNING_RATE, temperature=TEMPERATURE,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..engine import models, optimiser
 from ..engine.batching import buckets, in_micro_batches, micro_batch
+from ..engine.lean import refuse_if_not_lean, sparing
 from ..engine.sampling import uniforms
 from ..maths.alignment import acting_mask
 from ..maths.losses import log_ratio
@@ -72,6 +73,8 @@ def new_state(
     policy: nn.Module, critic: nn.Module, reward_model: nn.Module, config: PPOConfig, parts: Parts, **rest
 ) -> PPOState:
     """A state before its first update: the reference is made from the policy, the reward model is frozen."""
+    for model in (policy, critic, reward_model) if config.lean else ():
+        refuse_if_not_lean(model.base_model)
     reference = parts.prepare_reference(policy)
     optimizer = optimiser.make_optimizer(
         [policy.parameters(), critic.parameters()], learning_rate=config.learning_rate, eps=config.adam_eps
@@ -96,14 +99,16 @@ def collect(state: PPOState, batch: Prompts, config: PPOConfig, parts: Parts) ->
 
     def look(texts: Samples) -> tuple[Tensor, ...]:
         what = texts.tokens, texts.action_mask
-        log_probs, entropies = parts.score_actions(
-            state.policy, *what, temperature=config.temperature, entropy=parts.entropy
-        )
-        ref_log_probs, _ = parts.score_actions(
-            state.reference, *what, temperature=config.temperature, entropy=models.no_entropy
-        )
-        values = parts.state_values(state.critic, texts.tokens)
-        scores = parts.read_score(parts.state_values(state.reward_model, texts.tokens), texts)
+        with sparing(acting_mask(texts.action_mask), state.policy, state.reference, state.critic, **config.sparing):
+            log_probs, entropies = parts.score_actions(
+                state.policy, *what, temperature=config.temperature, entropy=parts.entropy
+            )
+            ref_log_probs, _ = parts.score_actions(
+                state.reference, *what, temperature=config.temperature, entropy=models.no_entropy
+            )
+            values = parts.state_values(state.critic, texts.tokens)
+        with sparing(models.scored_states(texts), state.reward_model, **config.sparing):
+            scores = parts.read_score(parts.state_values(state.reward_model, texts.tokens), texts)
         return log_probs, entropies, ref_log_probs, values, scores
 
     seen = in_micro_batches(look, samples, config.micro_batch_size)
@@ -187,8 +192,7 @@ def _look_again(
 ) -> tuple[PerAction, PerAction, PerState]:
     """What policy and critic make of the texts now, with gradients; no work goes into what nobody reads."""
     entropy = parts.entropy if config.entropy_coef else models.no_entropy
-    sparing = (state.policy, state.critic) if config.skip_unread else ()
-    with models.last_mlp_only_where(acting_mask(texts.action_mask), *sparing):
+    with sparing(acting_mask(texts.action_mask), state.policy, state.critic, **config.sparing):
         log_probs, entropies = parts.score_actions(
             state.policy, texts.tokens, texts.action_mask, temperature=config.temperature, entropy=entropy
         )

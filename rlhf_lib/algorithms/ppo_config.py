@@ -17,6 +17,7 @@ class PPOConfig:
     epochs: int = 4  # passes over a rollout, N+
     micro_batch_size: int = 32  # rows in memory at once; changes no result
     skip_unread: bool = False  # no last feed-forward in states that nobody reads; changes results by rounding only
+    lean: bool = False  # Llamas only: nothing made that nobody reads, nothing twice; changes results by rounding only
     response_length: int = 24  # tokens at most; N+ 53
     temperature: float = 0.7  # the policy is softmax(logits / temperature), N+
     learning_rate: float = 3e-6  # at the first update, then linearly to 0, N+
@@ -39,3 +40,10 @@ class PPOConfig:
         bounds.share(self, "gamma", "lam")
         bounds.finite(self, "score_without_eos")
         bounds.divides(self, "batch_size", "minibatches")
+        if self.skip_unread and self.lean:
+            raise ValueError("skip_unread and lean do not go together: lean skips that as well, leave it alone")
+
+    @property
+    def sparing(self) -> dict[str, bool]:
+        """What `engine.lean.sparing` asks for."""
+        return dict(lean=self.lean, skip_unread=self.skip_unread)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ..engine import models
 from ..engine.batching import in_micro_batches
+from ..engine.lean import sparing
 from ..maths.alignment import acting_mask
 from ..maths.diagnostics import step_zero_gaps
 from ..maths.records import Rollout
@@ -42,7 +43,7 @@ def assert_step_zero(policy: nn.Module, rollout: Rollout, config: PPOConfig, par
     """
 
     def score_for_training(texts: Rollout) -> tuple[Tensor, ...]:
-        with models.last_mlp_only_where(acting_mask(texts.action_mask), *([policy] if config.skip_unread else [])):
+        with sparing(acting_mask(texts.action_mask), policy, **config.sparing):
             log_probs, _ = parts.score_actions(
                 policy, texts.tokens, texts.action_mask, temperature=config.temperature, entropy=models.no_entropy
             )

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..maths import losses
 from ..maths.alignment import acting_states, action_log_probs, actions_of
-from ..maths.masking import keep
+from ..maths.masking import keep, mask_from_lengths
 from ..maths.records import Texts
 from ..maths.shapes import ActionMask, PerAction, PerRow, PerState, Tokens
 from .loading import load_model
@@ -183,6 +183,12 @@ def state_values(critic: nn.Module, tokens: Tokens) -> PerState:
 def read_score(per_state: PerState, texts: Texts) -> PerRow:
     """The number at the last real token of each text: the EOS where there is one, never the padding."""
     return per_state.gather(1, texts.sequence_lengths[:, None] - 1).squeeze(1)
+
+
+def scored_states(texts: Texts) -> Bool[Tensor, "B states"]:
+    """True in the one state of each row that `read_score` reads."""
+    up_to, before = (mask_from_lengths(texts.sequence_lengths - less, texts.tokens.shape[1]) for less in (0, 1))
+    return up_to & ~before
 
 
 def scorer_from_policy(policy: nn.Module, *, seed: int) -> nn.Module:

@@ -76,6 +76,10 @@ REQUESTS = {
         "--set ppo.batch_size=10 --set ppo.minibatches=3",
         "batch_size=10 does not divide by minibatches=3",
     ),
+    "two that exclude each other": (
+        "--set ppo.lean=true --set ppo.skip_unread=true",
+        "skip_unread and lean do not go together",
+    ),
     "longer than the context": ("--set ppo.response_length=72", "ppo.response_length=72 is too long"),
     "too few pairs": ("--set preferences.posts=3 --set reward_model.posts_per_batch=4", "preferences.posts=3 gives"),
     "never a checkpoint": ("--checkpoint-seconds nan", "--checkpoint-seconds nan"),

@@ -1,0 +1,99 @@
+"""Pieces of a Llama layer as single steps with their own gradients: fewer passes over memory, less kept for backward.
+
+The values are those of the pieces one after the other, up to rounding. All states stand in a list [N, D].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import silu
+
+aten = torch.ops.aten
+
+
+def normed_product(states: Tensor, gain: Tensor, eps: float, *weights: Tensor) -> Tensor:
+    """RMSNorm, then the products with all these weights side by side: [N, sum of the weights' rows].
+
+    The gain is multiplied into the weights, which are fewer numbers than the states.
+    """
+    return _NormedProduct.apply(states, gain, eps, *weights)
+
+
+class _NormedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, states, gain, eps, *weights):
+        mean_square = torch.linalg.vector_norm(states, dim=-1, keepdim=True).square_().div_(states.shape[-1])
+        scale = mean_square.add_(eps).rsqrt_()
+        normed = states * scale
+        ctx.save_for_backward(normed, scale, gain, *weights)
+        return normed @ (torch.cat(weights) * gain).T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        normed, scale, gain, *weights = ctx.saved_tensors
+        together = torch.cat(weights)
+        of_normed = grad @ (together * gain)
+        along = torch.linalg.vecdot(of_normed, normed).unsqueeze_(-1).div_(-normed.shape[-1])
+        of_states = of_normed.addcmul_(normed, along).mul_(scale)
+        of_together = grad.T @ normed
+        of_gain = (of_together * together).sum(0)
+        return of_states, of_gain, None, *of_together.mul_(gain).split([len(weight) for weight in weights])
+
+
+def gated_product(states: Tensor, gate_and_up: Tensor, weight: Tensor) -> Tensor:
+    """states + (silu(gate) * up) weight^T; keeps nothing but `gate_and_up`."""
+    return _GatedProduct.apply(states, gate_and_up, weight)
+
+
+class _GatedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, states, gate_and_up, weight):
+        gate, up = gate_and_up.chunk(2, -1)
+        ctx.save_for_backward(gate_and_up, weight)
+        return torch.addmm(states, silu(gate).mul_(up), weight.T)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        gate_and_up, weight = ctx.saved_tensors
+        gate, up = gate_and_up.chunk(2, -1)
+        of_gated, open_gate = grad @ weight, silu(gate)
+        of_weight = grad.T @ (open_gate * up)
+        of_both = torch.empty_like(gate_and_up)
+        of_gate, of_up = of_both.chunk(2, -1)
+        torch.mul(of_gated, open_gate, out=of_up)
+        aten.silu_backward.grad_input(of_gated.mul_(up), gate, grad_input=of_gate)
+        return grad, of_both, of_weight
+
+
+def spread(made: Tensor, place: Tensor, angles: Tensor, turned: int) -> Tensor:
+    """The states `made` [N, W] at their places [*P, W], with the first `turned` columns rotated by the angles.
+
+    angles   complex [*P or fewer, 1, d/2], of pairs of neighbouring columns, for heads of width d
+    """
+    return _Spread.apply(made, place, angles, turned)
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, made, place, angles, turned):
+        ctx.save_for_backward(place, angles)
+        ctx.turned, ctx.count = turned, len(made)
+        return _turn(made[place], angles, turned)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        place, angles = ctx.saved_tensors
+        back = _turn(grad.clone(), angles.conj_physical(), ctx.turned)
+        return aten.embedding_dense_backward(back, place, ctx.count, -1, False), None, None, None
+
+
+def _turn(numbers: Tensor, angles: Tensor, turned: int) -> Tensor:
+    """In place; see `spread`."""
+    pairs = numbers[..., :turned].unflatten(-1, (-1, angles.shape[-1], 2))
+    torch.view_as_complex(pairs).mul_(angles)
+    return numbers

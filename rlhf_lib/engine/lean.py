@@ -1,0 +1,176 @@
+"""The forward pass of a Llama that makes nothing that nobody reads, and nothing twice; it keeps less for backward, too.
+
+States stand in one list [N, D], without padding. Rows that begin alike are in the same states until they part: these
+are made once. What comes before the first layer's attention depends on the token alone: once for each distinct token.
+The last layer makes keys and values for all states, and the rest only in states whose output is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+from torch.nn.functional import embedding, pad, scaled_dot_product_attention
+
+from ..maths.shapes import Tokens
+from .fused import gated_product, normed_product, spread
+from .models import last_mlp_only_where
+
+
+def sparing(
+    read: Bool[Tensor, "B states"], *of: nn.Module, lean: bool, skip_unread: bool
+) -> AbstractContextManager:  # fmt: skip
+    """Within, these models need not make what nobody reads where `read` is False, and do not if the settings say so."""
+    if lean:
+        return only_what_is_read(read, *of)
+    return last_mlp_only_where(read, *(of if skip_unread else ()))
+
+
+@contextmanager
+def only_what_is_read(read: Bool[Tensor, "B states"], *of: nn.Module) -> Iterator[None]:
+    """Within, the bodies of these Llamas give their final states where `read` is True, and 0 elsewhere.
+
+    A state is made if it is read or if a later state of its row is. What is read is what it would be, up to rounding.
+    raises  ValueError for a model that is not a Llama as `refuse_if_not_lean` knows it
+    """
+    bodies = {id(model.base_model): model.base_model for model in of}.values()
+    for body in bodies:
+        refuse_if_not_lean(body)
+        body.forward = partial(_lean_forward, body, read)
+    try:
+        yield
+    finally:
+        for body in bodies:
+            del body.forward
+
+
+def refuse_if_not_lean(body: nn.Module) -> None:
+    """ValueError unless this is a Llama in float32 with SiLU gates, without biases, that attends to all before it."""
+    config = body.config
+    checks = {
+        "its architecture is not Llama": config.model_type != "llama",
+        "its gate is not SiLU": getattr(config, "hidden_act", "silu") != "silu",
+        "its products have biases": getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False),
+        "its attention is not PyTorch's own": getattr(config, "_attn_implementation", "sdpa") != "sdpa",
+        "it is not in float32": any(weight.dtype != torch.float32 for weight in body.parameters()),
+        "something wraps its layers": any("forward" in vars(layer) for layer in getattr(body, "layers", ())),
+    }
+    for reason, holds in checks.items():
+        if holds:
+            raise ValueError(f"ppo.lean=true does not go with this model, {reason}: leave ppo.lean at false")
+
+
+def _lean_forward(body: nn.Module, read: Tensor, input_ids: Tokens, **_) -> SimpleNamespace:
+    places = find_places(input_ids, read)
+    states = _run(body, input_ids, read, places)
+    blank = states.new_zeros(*read.shape, states.shape[-1])
+    return SimpleNamespace(last_hidden_state=blank.index_put(read.nonzero(as_tuple=True), states))
+
+
+# --------------------------------------------------------------------------------------------- which states are made
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the N distinct states stand in rows, and which of them stands at each place."""
+
+    first: Tensor  # [N] into the places [B * T], flat: the first at which a state stands
+    state: Tensor  # [B, T] into the N states; anything where no state is made
+
+
+def find_places(tokens: Tokens, read: Bool[Tensor, "B states"]) -> Places:
+    """A state is made up to the last that is read in a row, once for all rows that are equal up to there.
+
+    Sorted rows that begin alike are neighbours: a state is new unless the row above is equal up to its place.
+    """
+    needed = read.flip(1).cummax(1).values.flip(1)
+    seen = tokens.masked_fill(~needed, -1)
+    order = torch.tensor(sorted(range(len(seen)), key=seen.tolist().__getitem__), device=seen.device)
+    rows = seen[order]
+    as_above = pad((rows[1:] == rows[:-1]).long().cumprod(1).bool(), (0, 0, 1, 0))
+    new = needed[order] & ~as_above
+    number = torch.where(new, new.flatten().cumsum(0).view_as(tokens) - 1, 0).cummax(0).values
+    row, column = new.nonzero(as_tuple=True)
+    return Places(
+        first=order[row] * tokens.shape[1] + column, state=torch.empty_like(number).index_copy(0, order, number)
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- the layers
+
+
+def _run(body: nn.Module, tokens: Tokens, read: Tensor, places: Places) -> Tensor:
+    """Final states [M, D] where `read` is True, in its order."""
+    angles = _angles(body, tokens)
+    distinct, token = tokens.flatten()[places.first].unique(return_inverse=True)
+    states, place = body.embed_tokens(distinct), token[places.state]  # which of the states stands where, [B, T]
+    *before, last = body.layers
+    for layer in before:
+        attended = _attend(layer, *_heads(layer, states, place, angles, "q", "k", "v"))
+        if place is not places.state:
+            states, place = embedding(token, states), places.state
+        states = _finish(layer, states, embedding(places.first, attended.flatten(0, 1)))
+    return body.norm(_run_last(last, states, place, angles, read))
+
+
+def _run_last(layer: nn.Module, states: Tensor, place: Tensor, angles: Tensor, read: Tensor) -> Tensor:
+    """The last layer's output [M, D] where `read` is True: only these look back, the others are only looked at."""
+    keys, values = _heads(layer, states, place, angles, "k", "v")
+    states = embedding(place[read], states)
+    row, column = read.nonzero(as_tuple=True)
+    where = row, (read.cumsum(1) - 1)[read]  # row, and which of those read in it
+    (queries,) = _heads(layer, states, torch.arange(len(row), device=row.device), angles[column], "q")
+    asked = queries.new_zeros(len(read), int(where[1].max()) + 1, queries.shape[1]).index_put(where, queries)
+    latest = column.new_zeros(asked.shape[:2]).index_put(where, column)
+    may_look = torch.arange(read.shape[1], device=row.device) <= latest[:, None, :, None]
+    return _finish(layer, states, _attend(layer, asked, keys, values, may_look)[where])
+
+
+def _heads(
+    layer: nn.Module, states: Tensor, place: Tensor, angles: Tensor, *names: str
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Queries, keys or values [*P, heads * d] of the states [N, D] that stand at the places [*P], rotated."""
+    attention, norm = layer.self_attn, layer.input_layernorm
+    weights = {name: getattr(attention, f"{name}_proj").weight for name in names}
+    paired = [weight if name == "v" else _neighbours(weight, attention.head_dim) for name, weight in weights.items()]
+    turned = sum(len(weight) for name, weight in weights.items() if name != "v")
+    made = normed_product(states, norm.weight, norm.variance_epsilon, *paired)
+    return spread(made, place, angles, turned).split([len(weight) for weight in paired], -1)
+
+
+def _neighbours(weight: Tensor, width: int) -> Tensor:
+    """Rows i and i + width/2 of each head, which rotate together, side by side: no product of two heads changes."""
+    return weight.unflatten(0, (-1, 2, width // 2)).transpose(1, 2).flatten(0, 2)
+
+
+def _attend(layer: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, may_look: Tensor | None = None) -> Tensor:
+    """[B, queries, heads * width] from three of [B, places, heads * width]; without `may_look`, at all before it."""
+    heads = [
+        numbers.unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(1, 2) for numbers in (queries, keys, values)
+    ]
+    attended = scaled_dot_product_attention(
+        *heads, attn_mask=may_look, is_causal=may_look is None, scale=layer.self_attn.scaling,
+        enable_gqa=heads[0].shape[1] != heads[1].shape[1],
+    )  # fmt: skip
+    return attended.transpose(1, 2).flatten(2)
+
+
+def _finish(layer: nn.Module, states: Tensor, attended: Tensor) -> Tensor:
+    """The layer's output from its input and what attention brought together."""
+    states = torch.addmm(states, attended, layer.self_attn.o_proj.weight.T)
+    norm, mlp = layer.post_attention_layernorm, layer.mlp
+    both = normed_product(states, norm.weight, norm.variance_epsilon, mlp.gate_proj.weight, mlp.up_proj.weight)
+    return gated_product(states, both, mlp.down_proj.weight)
+
+
+def _angles(body: nn.Module, tokens: Tokens) -> Tensor:
+    """[T, 1, d/2] complex numbers by which pairs turn, as the model's own rotary embedding says."""
+    positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    cos, sin = body.rotary_emb(body.embed_tokens.weight.detach(), positions)  # of the weights only dtype and device
+    return torch.complex(*(half[0, :, None, : half.shape[-1] // 2].contiguous() for half in (cos, sin)))

@@ -1,0 +1,155 @@
+"""The lean pass against Hugging Face's: the same values and gradients where somebody reads, and less that is made."""
+
+import contextlib
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from rlhf_lib.engine import lean, models
+from rlhf_lib.engine.attention import with_open_attention
+from rlhf_lib.engine.models import hidden_states, scorer_from_policy
+from rlhf_lib.maths.alignment import acting_mask, action_mask_from_lengths
+from tests.tiny import PAD, SPECIAL, VOCAB, disturb, gradients_of, ragged_texts, tiny_gpt2, tiny_llama, tiny_neox
+
+CLOSE = dict(rtol=1e-3, atol=1e-4)
+SHAPES = {"heads in groups": (4, 2, 3), "one key head": (4, 1, 2), "a key head each": (4, 4, 2), "one layer": (2, 1, 1)}
+
+
+def llama(heads: int, key_heads: int, layers: int, **settings) -> LlamaForCausalLM:
+    """Every weight random, the gains of the norms as well."""
+    config = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=key_heads, max_position_embeddings=64, initializer_range=0.2, **SPECIAL, **settings,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return disturb(LlamaForCausalLM(config).eval(), by=0.1)
+
+
+def states_where(read):
+    """Of a model at `read`, with the gradients of a sum in which each number has a weight of its own."""
+
+    def look(model, tokens, within):
+        with within(read, model):
+            states = hidden_states(model, tokens)[read]
+        (states * torch.linspace(-1, 1, states.numel()).view_as(states).sin()).sum().backward()
+        return states.detach(), gradients_of(model)
+
+    return look
+
+
+def plainly(*_):
+    return contextlib.nullcontext()
+
+
+def reads_of(texts):
+    """What policy and critic are read for, what a reward model is, and every second state with some rows unread."""
+    states = texts.tokens.shape[1]
+    every_second = (torch.arange(states) % 2 == 0) & (torch.arange(len(texts.tokens)) % 3 > 0)[:, None]
+    return {
+        "actions": acting_mask(action_mask_from_lengths(texts.prompt_lengths, texts.sequence_lengths, states)),
+        "score": models.scored_states(texts),
+        "every second": every_second,
+    }
+
+
+@pytest.mark.parametrize("what", ["actions", "score", "every second"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_is_read_is_what_it_would_be(shape, what):
+    """Rejects a wrong rotation, scale, group of heads, gain, mask or last layer, and a gradient that misses a path."""
+    texts = ragged_texts()
+    look = states_where(reads_of(texts)[what])
+    found, expected = (
+        look(llama(*SHAPES[shape]), texts.tokens, within) for within in (lean.only_what_is_read, plainly)
+    )
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def test_rows_that_begin_alike_stay_apart_where_they_part():
+    """Rejects states shared by rows that differ before them, agree again later, or stand in another order."""
+    tokens = torch.tensor([[5, 6, 7, 8, 9], [5, 6, 9, 8, 9], [4, 6, 7, 8, 9], [5, 6, 7, 8, 9], [5, 6, 7, 3, PAD]])
+    read = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 0, 1, 0], [0, 0, 1, 1, 0]]).bool()
+    look = states_where(read)
+    found, expected = (look(tiny_llama(), tokens, within) for within in (lean.only_what_is_read, plainly))
+    torch.testing.assert_close(found, expected, **CLOSE)
+    assert len(lean.find_places(tokens, read).first) == 5 + 3 + 5 + 0 + 1
+
+
+def test_other_angles_and_an_own_width_of_heads():
+    """Rejects angles of its own making: a model may scale them, and its heads may be wider than D over their number."""
+    scaled = {"rope_type": "llama3", "rope_theta": 100.0, "factor": 4.0, "low_freq_factor": 1.0,
+              "high_freq_factor": 4.0, "original_max_position_embeddings": 16}  # fmt: skip
+    texts = ragged_texts()
+    look = states_where(reads_of(texts)["actions"])
+    found, expected = (
+        look(llama(4, 2, 2, rope_scaling=scaled, head_dim=12), texts.tokens, within)
+        for within in (lean.only_what_is_read, plainly)
+    )
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def test_nothing_else_is_made():
+    """Rejects padding that is computed, a prefix that is computed for each row, and a whole last layer."""
+    rows, prompt, response = 8, 12, 4
+    tokens = torch.randint(3, VOCAB, (rows, prompt + response), generator=torch.Generator().manual_seed(0))
+    tokens[:, :prompt], tokens[:, prompt] = tokens[:1, :prompt], torch.arange(3, 3 + rows)
+    read = torch.zeros(tokens.shape, dtype=torch.bool)
+    read[:, prompt - 1 : -1] = True
+    made = prompt + rows * (response - 1)
+    assert len(lean.find_places(tokens, read).first) == made
+    model, width = llama(4, 4, 2), 32
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), lean.only_what_is_read(read, model):
+        hidden_states(model, tokens)
+    products = counter.get_flop_counts()["Global"]
+    found = sum(n for operation, n in products.items() if "mm" in str(operation)) / 2 / width
+    distinct, asked = len(tokens[:, :-1].unique()), int(read.sum())
+    feed_forward = 3 * 48
+    first = distinct * 3 * width + made * (width + feed_forward)
+    last = made * 2 * width + asked * (2 * width + feed_forward)
+    assert found == first + last
+
+
+def test_outside_the_model_is_as_it_was():
+    """Rejects a pass that stays lean after an error, a model that is changed by it, and 0 that is not 0 elsewhere."""
+    model, texts = tiny_llama(), ragged_texts()
+    read = reads_of(texts)["score"]
+    before = hidden_states(model, texts.tokens)
+    with pytest.raises(KeyError), lean.only_what_is_read(read, model, model):
+        assert not hidden_states(model, texts.tokens)[~read].any()
+        raise KeyError
+    assert hidden_states(model, texts.tokens).equal(before)
+
+
+REFUSED = {
+    "architecture is not Llama": lambda: tiny_gpt2(),
+    "architecture is not Llama ": lambda: tiny_neox(),
+    "gate is not SiLU": lambda: llama(4, 2, 1, hidden_act="gelu"),
+    "biases": lambda: llama(4, 2, 1, mlp_bias=True),
+    "biases ": lambda: llama(4, 2, 1, attention_bias=True),
+    "attention is not PyTorch's own": lambda: with_open_attention(tiny_llama()),
+    "not in float32": lambda: tiny_llama().bfloat16(),
+    "wraps its layers": lambda: models.run_layers_again(tiny_llama()),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_another_model_is_refused(reason):
+    """Rejects a silent wrong answer for a model of which the pass knows nothing."""
+    model = REFUSED[reason]()
+    message = f"ppo.lean=true does not go with this model, .*{reason.strip()}: leave ppo.lean at false"
+    with pytest.raises(ValueError, match=message), lean.only_what_is_read(torch.ones(1, 1, dtype=torch.bool), model):
+        pass
+    assert "forward" not in vars(model.base_model)
+
+
+def test_frozen_layers_stay_without_gradients():
+    """Rejects a pass that trains what `train_top_layers` left frozen, or loses what it trains."""
+    texts = ragged_texts()
+    look = states_where(reads_of(texts)["actions"])
+    found, expected = (
+        look(models.train_top_layers(scorer_from_policy(tiny_llama(), seed=3), 1), texts.tokens, within)
+        for within in (lean.only_what_is_read, plainly)
+    )
+    torch.testing.assert_close(found, expected, **CLOSE)
