@@ -12,13 +12,17 @@ from .exercises import EXERCISES, MODULES, by_name, of_lesson
 from .verdict import SIGNS
 from .work import read_json, work_folder, write_text
 
-ONE_TRY = {"tries": 0, "hints": 0, "passed": False}
+ONE_TRY = {"tries": 0, "hints": 0, "passed": False, "score": ""}
 
 
-def note(name: str, status: str) -> None:
-    """Remember that a check was run. A passed exercise stays passed."""
+def note(name: str, status: str, score: str = "") -> None:
+    """Remember that a check was run, and the score where there is one. A passed exercise stays passed."""
     if status != "not attempted":
-        _change(name, lambda entry: {"tries": entry["tries"] + 1, "passed": entry["passed"] or status == "passed"})
+        _change(name, lambda entry: {
+            "tries": entry["tries"] + 1,
+            "passed": entry["passed"] or status == "passed",
+            "score": entry["score"] if entry["passed"] else score,
+        })  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,12 @@ class Row:
     status: str
     tries: int
     hints: int
+    score: str = ""
 
     @property
     def cells(self) -> tuple[str, ...]:
-        return self.lesson, self.exercise, f"{SIGNS[self.status]} {self.status}", str(self.tries), str(self.hints)
+        status = f"{SIGNS[self.status]} {self.status}" + (f", {self.score}" if self.score else "")
+        return self.lesson, self.exercise, status, str(self.tries), str(self.hints)
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ def progress(lesson: str | None = None) -> Progress:
 def _row(lesson: str, name: str) -> Row:
     entry = _entry(name)
     status = "passed" if entry["passed"] else "wrong" if entry["tries"] else "not attempted"
-    return Row(lesson, name, status, entry["tries"], entry["hints"])
+    return Row(lesson, name, status, entry["tries"], entry["hints"], entry["score"])
 
 
 def _entry(name: str) -> dict:

@@ -26,6 +26,7 @@ class Verdict:
     printed: str = ""
     next_step: str = ""
     details: tuple[str, ...] = field(default=())
+    score: str = ""  # of an answer that can be half right, such as "7 of 10 mutants"
 
     @property
     def passed(self) -> bool:
