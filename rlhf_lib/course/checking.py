@@ -12,7 +12,9 @@ from ..maths.records import Rows
 from . import answers, journal, sandbox
 from .exercise import Case, Exercise, Twin
 from .exercises import EXERCISES, PREAMBLES, by_name
+from .hunt import MutantHunt
 from .observe import (
+    ALIVE,
     INTO,
     TIME_LIMIT,
     LibraryCalled,
@@ -57,13 +59,16 @@ def check_answer(exercise: Exercise, function: Callable) -> Verdict:
     except sandbox.CannotLoad as problem:
         verdict = _error(name, f"It could not be tried: {problem}.")
     if verdict.passed:
-        verdict = replace(verdict, next_step=f"Kept in {answers.keep(name, source)}: runs can train with it.")
-    journal.note(name, verdict.status)
+        use = "it tests what you write from now on" if isinstance(exercise, MutantHunt) else "runs can train with it"
+        verdict = replace(verdict, next_step=f"Kept in {answers.keep(name, source)}: {use}.")
+    journal.note(name, verdict.status, verdict.score)
     return verdict
 
 
 def judge(exercise: Exercise, function: Callable) -> Verdict:
     """Compare with the specification case by case, the smallest first; name the mistake at the first difference."""
+    if isinstance(exercise, MutantHunt):
+        return exercise.judge(function)
     name = exercise.name
     for case, expected in _expected(name):
         seen = observe(function, case)
@@ -156,6 +161,8 @@ def _what_happened(exercise: Exercise, expected: Observation, seen: Observation)
 
 def _difference(name: str, right: Tensor | str, got: Tensor | str, tolerance: float) -> str:
     """In words how two findings differ; "" if they do not."""
+    if name in ALIVE:
+        return "" if right == got else f"Its result is right, but there are too many {name}: {got}."
     if isinstance(right, str):
         return "" if right == got else "It accepts arguments that it should refuse with a ValueError."
     if isinstance(got, str):

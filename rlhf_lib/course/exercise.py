@@ -19,6 +19,12 @@ class Case:
     arguments: dict[str, object]
     gradients: tuple[str, ...] = ()  # arguments, tensors or models, into which the gradient is compared as well
     tolerance: float = 1e-9  # relative and absolute; wider where a right answer computes in single precision
+    alive: tuple[int, int] | None = None  # bytes of tensors it may have at once: without gradients, and with backward
+    through: Callable[[Callable], Callable] | None = None  # makes of the function what the arguments are given to
+
+    def used(self, function: Callable) -> Callable:
+        """What is called: the function itself, or whatever uses it, such as a run that trains with it."""
+        return self.through(function) if self.through else function
 
     @property
     def size(self) -> int:

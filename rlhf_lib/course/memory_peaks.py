@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
 
 from ..algorithms import ppo
@@ -116,3 +118,24 @@ def plan_of(config: PretrainedConfig, settings: PPOConfig, *, prompt: int, found
         minibatches=settings.minibatches, prompt=prompt, response=settings.response_length,
         skip_unread=settings.skip_unread, entropy=settings.entropy_coef > 0, **known, **rest,
     )  # fmt: skip
+
+
+def kept_bytes(function: Callable[[], object], *there: Tensor) -> int:
+    """Bytes that autograd keeps of a call for its backward pass, each storage once; `there` is there anyway."""
+    weights, kept = {tensor.untyped_storage().data_ptr() for tensor in there}, {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        function()
+    return sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in weights)
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """Bytes of tensors alive at once within a call, above what was there before it."""
+    gc.collect()
+    with Profile(memory=["tensors"]) as profile:
+        function()
+    return profile.tree()[0].memory["tensors"].peak - profile.first_levels[0]

@@ -15,6 +15,7 @@ from inspect import Parameter, signature
 import torch
 from torch import Tensor, nn
 
+from ..engine.profiler.memory import Tensors
 from ..maths.records import Rows
 from .exercise import Case
 
@@ -23,6 +24,7 @@ PRINTED_AT_MOST = 2000  # characters
 NUDGE = 1e-6  # of the central differences
 TOLERANCE, GRADIENT_TOLERANCE = Case.tolerance, 1e-5
 INTO = "gradient into "
+ALIVE = ("tensors alive at once without gradients", "tensors alive at once in training")
 
 
 class TimeUp(BaseException):
@@ -75,12 +77,14 @@ def observe(function: Callable, case: Case) -> Observation:
     printed = _Capped()
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            result = with_time_limit(lambda: bind(function, arguments), TIME_LIMIT)
+            result = with_time_limit(lambda: bind(case.used(function), arguments), TIME_LIMIT)
     except (Exception, TimeUp) as error:
         return Observation({"result": f"raised {type(error).__name__}"}, error, printed=printed.getvalue())
     found = named_results(result)
     for name in case.gradients:
         found[INTO + name] = gradient(found, arguments[name])
+    if case.alive is not None:
+        found |= memory_needs(function, case)
     changed = tuple(name for name in arguments if not _unchanged(arguments[name], case.arguments[name]))
     return Observation(
         {name: value.detach() if isinstance(value, Tensor) else value for name, value in found.items()},
@@ -93,13 +97,15 @@ def observe(function: Callable, case: Case) -> Observation:
 def expect(specification: Callable, case: Case) -> Observation:
     """What a right answer shows: the specification's results, and its gradients by central differences."""
     try:
-        found = named_results(bind(specification, case.arguments))
+        found = named_results(bind(case.used(specification), case.arguments))
     except ValueError as error:  # arguments that have to be refused
         return Observation({"result": f"raised {type(error).__name__}"}, error)
+    if case.alive is not None:
+        found |= {name: _in_words(limit, enough=True) for name, limit in zip(ALIVE, case.alive, strict=True)}
     weights = _weights(found)
 
     def total(arguments: Mapping[str, object]) -> float:
-        results = named_results(bind(specification, arguments))
+        results = named_results(bind(case.used(specification), arguments))
         return sum(float((weights[name] * results[name]).sum()) for name in weights)
 
     for name in case.gradients:
@@ -131,11 +137,37 @@ def gradient(found: Mapping[str, Tensor | str], argument: Tensor | nn.Module) ->
     tracked = [(weights[name] * found[name]).sum() for name in weights if found[name].requires_grad]
     if not tracked:
         return "none: the result is cut off from it"
-    derivatives = torch.autograd.grad(sum(tracked), _leaves(argument), allow_unused=True, retain_graph=True)
+    try:
+        derivatives = torch.autograd.grad(sum(tracked), _leaves(argument), allow_unused=True, retain_graph=True)
+    except RuntimeError as error:  # what was kept has changed since, or a checkpoint is of the old kind
+        return f"none: the backward pass raised {type(error).__name__}: {str(error).splitlines()[0]}"
     if all(derivative is None for derivative in derivatives):
         return "none: the result does not depend on it"
     return _as_one(argument, [d if d is not None else torch.zeros_like(leaf)
                               for d, leaf in zip(derivatives, _leaves(argument))])  # fmt: skip
+
+
+def memory_needs(function: Callable, case: Case) -> dict[str, str]:
+    """Whether it makes do with the tensors that the case allows: called alone, and with a backward pass after it."""
+    found = {}
+    for name, limit, training in zip(ALIVE, case.alive, (False, True), strict=True):
+        arguments = {name: _copy(value, training and _may_train(value)) for name, value in case.arguments.items()}
+        meter = Tensors()
+        with meter.operations, torch.set_grad_enabled(training):
+            results = named_results(bind(case.used(function), arguments)).values()
+            tracked = [value.sum() for value in results if isinstance(value, Tensor) and value.requires_grad]
+            if tracked:
+                sum(tracked).backward()
+        found[name] = _in_words(limit, enough=meter.peak <= limit)
+    return found
+
+
+def _may_train(value: object) -> bool:
+    return not isinstance(value, Tensor) or value.is_floating_point()
+
+
+def _in_words(limit: int, *, enough: bool) -> str:
+    return f"{'at most' if enough else 'more than'} {limit:,} bytes"
 
 
 def with_time_limit(function: Callable[[], object], seconds: float) -> object:

@@ -42,7 +42,10 @@ SFT_AND_REWARD_MODEL = Kind(
     {"unseen_nats_per_token": "SFT: nats a token, unseen posts", "unseen_accuracy": "reward model: accuracy, unseen"},
 )  # fmt: skip
 KINDS = {PPOConfig: PPO, FineTuning: SFT_AND_REWARD_MODEL}
-CONFIGS = {"06_sft_and_reward_model": FineTuning()}  # of every other lesson: SHORT
+CONFIGS = {  # of every other lesson: SHORT
+    "06_sft_and_reward_model": FineTuning(),
+    "10_memory_and_speed": replace(SHORT, updates=3),  # it changes memory, not results
+}
 Config = PPOConfig | FineTuning
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import difflib
 
 from ..exercise import Exercise
-from . import alignment, gae, kl, masking, ppo_loss, sft_and_reward_model
+from . import alignment, gae, kl, masking, memory, ppo_loss, sft_and_reward_model
 
 MODULES = {
     "01_masking": masking,
@@ -16,6 +16,7 @@ MODULES = {
     "04_kl_sanity": kl,
     "05_ppo_loss": ppo_loss,
     "06_sft_and_reward_model": sft_and_reward_model,
+    "10_memory_and_speed": memory,
 }
 PREAMBLES = {lesson: module.PREAMBLE for lesson, module in MODULES.items()}
 EXERCISES: dict[str, Exercise] = {

@@ -117,10 +117,11 @@ def layer(run: Pass, *, mlp: Pass | None = None) -> list[Operation]:
 
 
 def layer_bytes(shape: ModelShape, *, rows: int, states: int) -> int:
-    """Bytes that one layer keeps between its forward and its backward pass, in float32, with fused attention.
+    """Bytes that one layer of a Llama keeps from its forward pass for its backward pass, in float32.
 
     rows, states  of the batch on its way through, padding included
-    returns       what autograd keeps, each tensor once; no weights, which are there anyway
+    returns       what autograd keeps, each tensor once; no weights, which are there anyway. The attention is fused:
+                  it keeps queries, keys, values, its result, and one number for each head and token
     """
     return sum(operation.keeps for operation in layer(Pass(shape=shape, rows=rows, states=states, actions=0)))
 
