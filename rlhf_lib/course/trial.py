@@ -15,8 +15,10 @@ from ..algorithms.parts import Parts
 from ..algorithms.ppo_config import PPOConfig
 from ..engine import models
 from . import answers
-from .exercises import by_name, of_lesson
+from .exercises import MODULES, by_name, of_lesson
 from .fine_tuning import FineTuning, fine_tuning_run
+from .hunt import MutantHunt
+from .precision import policy_loss_over
 from .sandbox import instead_of
 from .short_runs import SHORT, short_run
 
@@ -44,8 +46,11 @@ SFT_AND_REWARD_MODEL = Kind(
 KINDS = {PPOConfig: PPO, FineTuning: SFT_AND_REWARD_MODEL}
 CONFIGS = {  # of every other lesson: SHORT
     "06_sft_and_reward_model": FineTuning(),
+    "09_mixed_precision": replace(SHORT, updates=3),  # a ratio that never overflows changes nothing
     "10_memory_and_speed": replace(SHORT, updates=3),  # it changes memory, not results
 }
+BUILDS_ON = {"07_full_gpu_run": tuple(MODULES)[:6]}
+NOT_IN_PPO = {"target_mask", "sft_loss", "preference_loss", "kl_k2"}  # SFT's, the reward model's, and nobody's
 Config = PPOConfig | FineTuning
 
 
@@ -107,12 +112,22 @@ class NothingToTrainWith:
 def train_with(lesson: str, config: Config | None = None, *, seed: int = 0) -> Trial | NothingToTrainWith:
     """Train with the answers to a lesson that have passed, and once more with the library's functions.
 
-    raises  KeyError for a lesson without exercises
+    raises  KeyError for a lesson without exercises, or one in which only tests are written
     """
-    if not of_lesson(lesson):
-        raise KeyError(f"there is no lesson {lesson!r} with exercises")
+    if all(isinstance(exercise, MutantHunt) for exercise in of_lesson(lesson)):
+        raise KeyError(f"there is no lesson {lesson!r} with functions to train with")
     mine = answers.load(lesson)
-    return trial(mine, config or CONFIGS.get(lesson, SHORT), seed=seed) if mine else NothingToTrainWith(lesson)
+    if not mine:
+        return NothingToTrainWith(lesson)
+    return trial({**_earlier(lesson), **mine}, config or CONFIGS.get(lesson, SHORT), seed=seed)
+
+
+def _earlier(lesson: str) -> dict[str, Callable]:
+    """What a lesson that puts all together builds on: every answer of earlier lessons that PPO has a use for."""
+    found: dict[str, Callable] = {}
+    for before in BUILDS_ON.get(lesson, ()):
+        found |= answers.load(before)
+    return {name: function for name, function in found.items() if name not in NOT_IN_PPO}
 
 
 def trial(mine: Mapping[str, Callable], config: Config = SHORT, *, seed: int = 0) -> Trial:
@@ -135,6 +150,8 @@ def in_use(mine: Mapping[str, Callable]) -> Iterator[Parts]:
     others = {by_name(name).library: function for name, function in mine.items() if name not in slots.values()}
     # The library's scorer never makes all logits, so it has no use for a function that takes them.
     plain = {"score_actions": models.score_actions_from_logits} if "action_log_probs" in mine else {}
+    if "safe_ratio" in mine:  # PPO's own loss trusts float32's range
+        plain["policy_loss"] = functools.partial(policy_loss_over, ratio=mine["safe_ratio"])
     with instead_of(others):
         yield replace(Parts(), **plain, **{slot: mine[name] for slot, name in slots.items()})
 

@@ -34,6 +34,8 @@ from ..table import Table
 PREAMBLE = """
 from collections.abc import Iterable, Iterator
 
+import torch
+
 from rlhf_lib.algorithms.parts import Parts
 from rlhf_lib.algorithms.ppo import (
     PPOState,
