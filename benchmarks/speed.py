@@ -195,19 +195,42 @@ def writing() -> dict[str, float]:
     )
 
 
+def fragmentation() -> list[list]:
+    """Of a fresh process: what was done, MiB of tensors, and MiB that the process has grown by."""
+    code = """
+import json, psutil, torch
+def grown():
+    return psutil.Process().memory_info().rss / 2**20
+torch.ones(16_384)
+start, blocks = grown(), [torch.ones(16_384) for _ in range(2_000)]
+rows = [["2,000 of 64 KiB", 125.0, grown() - start]]
+del blocks[::2]
+rows.append(["every second freed", 62.5, grown() - start])
+large = torch.ones(60 * 2**18)
+rows.append(["and one of 60 MiB made", 122.5, grown() - start])
+del blocks, large
+rows.append(["all freed", 0.0, grown() - start])
+print(json.dumps(rows))
+"""
+    done = subprocess.run([sys.executable, "-c", code], text=True, check=True, stdout=subprocess.PIPE)
+    return json.loads(done.stdout)
+
+
 PARTS = {
     "imports": start_up, "attention": attention, "compile": compiling, "without a compiler": without_a_compiler,
     "checkpointing": checkpointing, "input and output": input_and_output, "writing": writing,
+    "fragmentation": fragmentation,
 }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", choices=PARTS, help="repeatable")
+    parser.add_argument("--only", action="append", choices=PARTS, help="repeatable; the record keeps the rest")
     parser.add_argument("--record", action="store_true", help=f"write {RECORD.relative_to(ROOT)}")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found = {"torch": torch.__version__}
+    found = json.loads(RECORD.read_text(encoding="utf-8")) if arguments.only and RECORD.exists() else {}
+    found["torch"] = torch.__version__
     for name in arguments.only or PARTS:
         found[name] = PARTS[name]()
         print(name, json.dumps(found[name], indent=1), flush=True)
