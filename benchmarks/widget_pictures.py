@@ -45,6 +45,7 @@ SHOTS = [
     Shot("gae_explorer", "GAE explorer", "gae_explorer(*shipped, row=1)", {"lam": 0.8, "rewards": [[4, 2.0]]}),
     Shot("kl_explorer", "KL explorer", "kl_explorer(**test_divergence.of_a_row(1))", {"draws": 1000}),
     Shot("clip_explorer", "Clip explorer", "clip_explorer(*test_clip.moved())"),
+    Shot("float_bits", "Float bits", "float_bits(test_floats.NUMBERS)", {"chosen": 2, "value": 18_743_296.0}),
     Shot(
         "memory_budget", "Memory budget", "memory_budget(test_memory.PLAN)",
         {"model": 3, "vocabulary": 128_256, "trainable_layers": 16, "numbers": "bfloat16", "prompt": 512, "gpu": 24},

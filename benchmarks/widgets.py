@@ -20,11 +20,11 @@ from tests.browser import lab as jupyter
 SETUP = """
 import torch
 from rlhf_lib.course.widgets import alignment_microscope, clip_explorer, gae_explorer, kl_explorer, mask_explorer
-from rlhf_lib.course.widgets import memory_budget
+from rlhf_lib.course.widgets import float_bits, memory_budget
 from rlhf_lib.course.widgets.dashboard import ReplayDashboard
 from rlhf_lib.pipeline.assets import load_rollout
 from rlhf_lib.worlds.tiny_tldr.tokenizer import make_tokenizer
-from tests.browser import rollouts, test_clip, test_dashboard, test_divergence, test_memory
+from tests.browser import rollouts, test_clip, test_dashboard, test_divergence, test_floats, test_memory
 
 shipped, wide = (load_rollout(), make_tokenizer()), rollouts.wide()
 some = slice(0, 4), slice(47, 60)
@@ -111,6 +111,7 @@ CREDIT = {"lambda": SLIDE, "a reward": EDIT, "another row": NEXT_ROW}
 KL = {"temperature": SLIDE, "another state": NEXT_ROW, "draws": NEXT_RADIO.format(group=0)}
 DASHBOARD = {"another update": NEXT_UPDATE}
 CLIP = {"clip": SLIDE, "the point": CLICK_PLANE}
+FLOATS = {"a bit": TOGGLE_CELL, "the format": NEXT_RADIO.format(group=0), "another number": NEXT_ROW}
 MEMORY = {"another prompt, Python's answer included": NEXT_PROMPT}
 CASES = [
     Case("Alignment microscope", "64 x 65", "alignment_microscope(*shipped)", MICROSCOPE),
@@ -123,6 +124,7 @@ CASES = [
     Case("KL explorer", "1 state, 5000 tokens", "kl_explorer(torch.randn(1, 5000), rollouts.Texts(5000 * ['w']))", KL),
     Case("Clip explorer", "564 actions", "clip_explorer(*test_clip.moved())", CLIP),
     Case("Clip explorer", "64 x 127", "clip_explorer(*test_clip.wide())", CLIP),
+    Case("Float bits", "32 bits", "float_bits(test_floats.NUMBERS, format='float32')", FLOATS),
     Case("Memory budget", "6 layers", "memory_budget(test_memory.PLAN)", MEMORY),
     Case("Training dashboard", "12 updates", "ReplayDashboard(test_dashboard.steps())", DASHBOARD),
     Case("Training dashboard", "600 updates", "ReplayDashboard(50 * test_dashboard.steps())", DASHBOARD),
