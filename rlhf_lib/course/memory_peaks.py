@@ -52,6 +52,7 @@ def measure(run: Callable[[Parts], Iterator[dict]], updates: int = 2) -> Peaks:
         return parts.score_actions(model, tokens, action_mask, **rest)
 
     noting = watched(dataclasses.replace(parts, score_actions=noting_sizes))
+    gc.collect()  # what dies meanwhile would be taken off what is measured
     with (
         Profile(memory=["tensors", "rss"]) as profile,
         watching(ppo.collect, ppo.update, optimiser.backward, optimiser.step),

@@ -153,13 +153,20 @@ def memory_needs(function: Callable, case: Case) -> dict[str, str]:
     for name, limit, training in zip(ALIVE, case.alive, (False, True), strict=True):
         arguments = {name: _copy(value, training and _may_train(value)) for name, value in case.arguments.items()}
         meter = Tensors()
-        with meter.operations, torch.set_grad_enabled(training):
-            results = named_results(bind(case.used(function), arguments)).values()
-            tracked = [value.sum() for value in results if isinstance(value, Tensor) and value.requires_grad]
-            if tracked:
-                sum(tracked).backward()
-        found[name] = _in_words(limit, enough=meter.peak <= limit)
+        try:
+            with meter.operations, torch.set_grad_enabled(training):
+                _forward_and_backward(case.used(function), arguments)
+            found[name] = _in_words(limit, enough=meter.peak <= limit)
+        except Exception as error:
+            found[name] = f"none: it raised {type(error).__name__}"
     return found
+
+
+def _forward_and_backward(function: Callable, arguments: Mapping[str, object]) -> None:
+    results = named_results(bind(function, arguments)).values()
+    tracked = [value.sum() for value in results if isinstance(value, Tensor) and value.requires_grad]
+    if tracked:
+        sum(tracked).backward()
 
 
 def _may_train(value: object) -> bool:

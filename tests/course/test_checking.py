@@ -181,3 +181,32 @@ def test_a_cell_that_does_not_parse_is_not_judged_by_its_older_version():
     outdated, mended = re.findall(r"^\[.\] returns: .*", done.stdout, re.MULTILINE)
     assert "the latest version of its cell is not Python ('(' was never closed, line 2)" in outdated
     assert "returns: passed" in mended
+
+
+def scorer(body: str) -> str:
+    return (
+        "def score_in_blocks(head, states, actions, *, temperature, rows, entropy):\n"
+        "    def score(states, actions):\n"
+        "        logits = head(states).float() / temperature\n"
+        "        return -nn.functional.cross_entropy(logits, actions, reduction='none'), entropy(logits)\n"
+        f"    {body}\n"
+    )
+
+
+def test_a_right_answer_that_takes_too_much_memory_is_refused():
+    """Rejects a check that sees numbers alone, one that never goes back, and one that says the result is wrong."""
+    pairs = "blocks = [score(*pair) for pair in zip(states.split(rows), actions.split(rows))]"
+    kept = f"{pairs}\n    return tuple(map(torch.cat, zip(*blocks)))"
+    verdicts = [check.score_in_blocks(written(scorer(body))) for body in ("return score(states, actions)", kept)]
+    assert [verdict.status for verdict in verdicts] == ["wrong", "wrong"]
+    assert "Its result is right" in verdicts[0].says and "without gradients: more than" in verdicts[0].says
+    assert "in training: more than" in verdicts[1].says
+    assert "all states at once" in verdicts[0].mistake and "autograd keeps" in verdicts[1].mistake
+
+
+def test_a_backward_pass_that_fails_is_a_finding():
+    """Rejects a check that raises where the answer's gradient cannot be had."""
+    head = "def score_in_blocks(head, states, actions, *, temperature, rows, entropy):\n"
+    edit = "    y = head(states).exp()\n    z = y.log()\n    y.mul_(2)\n    return z.sum(1), z.sum(1)\n"
+    verdict = check.score_in_blocks(written(head + edit))
+    assert verdict.status == "wrong"
