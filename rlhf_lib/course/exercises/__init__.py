@@ -7,7 +7,7 @@ from __future__ import annotations
 import difflib
 
 from ..exercise import Exercise
-from . import alignment, gae, kl, masking, memory, ppo_loss, sft_and_reward_model
+from . import alignment, debugging, full_run, gae, kl, masking, memory, ppo_loss, precision, sft_and_reward_model
 
 MODULES = {
     "01_masking": masking,
@@ -16,6 +16,9 @@ MODULES = {
     "04_kl_sanity": kl,
     "05_ppo_loss": ppo_loss,
     "06_sft_and_reward_model": sft_and_reward_model,
+    "07_full_gpu_run": full_run,
+    "08_debugging_lab": debugging,
+    "09_mixed_precision": precision,
     "10_memory_and_speed": memory,
 }
 PREAMBLES = {lesson: module.PREAMBLE for lesson, module in MODULES.items()}
