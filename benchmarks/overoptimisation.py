@@ -12,9 +12,10 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf_lib.engine.evaluation import repeats_itself
 from rlhf_lib.engine.run_folder import read_lines
 from rlhf_lib.pipeline import recordings
-from rlhf_lib.worlds.tiny_tldr.summaries import COMFORTABLE_LENGTH, SLOT_OF
+from rlhf_lib.worlds.tiny_tldr.summaries import COMFORTABLE_LENGTH
 
 from .drawing import new_figure, save
 
@@ -98,16 +99,10 @@ def describe(metrics: list[dict], samples: list[dict]) -> dict[str, str]:
         "gold score: first, best, last five updates": path(verdict.gold),
         "reward model's score at the same time": path(verdict.score),
         "KL(policy, SFT), nats a summary": path(verdict.kl),
-        "says a fact twice, SFT → PPO": shares(repeats),
+        "says it twice, SFT → PPO": shares(repeats_itself),
         f"longer than {COMFORTABLE_LENGTH} words": shares(lambda text: len(text.split()) > COMFORTABLE_LENGTH),
         "over-optimised": "yes" if verdict.over_optimised else "no",
     }
-
-
-def repeats(text: str) -> bool:
-    """Whether a claim is made more than once."""
-    claims = [word for word in text.split() if word in SLOT_OF]
-    return len(set(claims)) < len(claims)
 
 
 def draw(runs: dict[str, list[dict]], path: Path) -> None:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from benchmarks.overoptimisation import LEAST, WINDOW, chance, judge_curves, repeats, window_means
+from benchmarks.overoptimisation import LEAST, WINDOW, chance, judge_curves, window_means
 from rlhf_lib.pipeline import recordings
 
 UPDATES = 60
@@ -65,12 +65,6 @@ def test_chance_by_hand():
     noise = random.Random(0)
     rows = [0.5 * update + noise.gauss(0, 1) for update in range(20_000)]
     assert chance(rows) == pytest.approx(4 * (2 / 5) ** 0.5, rel=0.03)
-
-
-def test_saying_it_twice():
-    """Rejects words that are no claims counted as repeats ("my", "?"), and a claim whose repeat is missed."""
-    assert not repeats("my boss sold my bike , should i sue ? my ?")
-    assert repeats("my boss sold my bike my boss")
 
 
 @pytest.mark.parametrize("seed", recordings.SEEDS)

@@ -1,4 +1,4 @@
-"""Comparing texts: ROUGE-L, copying, win rates with intervals. Pure Python and torch; no model, no world."""
+"""Comparing texts: ROUGE-L, copying, repetition, win rates with intervals. Pure Python and torch; no model or world."""
 
 from __future__ import annotations
 
@@ -33,6 +33,13 @@ def is_copy(candidate: str, source: str, *, share: float = 0.8) -> bool:
     """True if at least `share` of the words of each are a common subsequence with the other."""
     a, b = _words(candidate), _words(source)
     return bool(a and b) and longest_common_subsequence(a, b) >= share * max(len(a), len(b))
+
+
+def repeats_itself(text: str, *, words: int = 3) -> bool:
+    """True if some run of so many words occurs twice."""
+    said = _words(text)
+    runs = [tuple(said[start : start + words]) for start in range(len(said) - words + 1)]
+    return len(set(runs)) < len(runs)
 
 
 def wins(scores: Tensor, against: Tensor) -> Tensor:

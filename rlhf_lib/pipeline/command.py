@@ -165,6 +165,7 @@ def show_numbers(console: Console, report: dict) -> None:
     if ppo["win_rate_vs_sft_length_matched"] is not None:
         table.add_row("  at matched length", "", f"{ppo['win_rate_vs_sft_length_matched']:.1%}")
     table.add_row("copies the title", f"{sft['title_copy_rate']:.1%}", f"{ppo['title_copy_rate']:.1%}")
+    table.add_row("says it twice", f"{sft['repetition_rate']:.1%}", f"{ppo['repetition_rate']:.1%}")
     table.add_row("words", f"{sft['response_length']:.1f}", f"{ppo['response_length']:.1f}")
     if "kl_per_sequence" in ppo:
         table.add_row("KL from SFT, nats a summary", "0", f"{ppo['kl_per_sequence']:.2f}")

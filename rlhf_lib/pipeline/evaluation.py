@@ -1,4 +1,4 @@
-"""Before and after: SFT and PPO policies on the same held-out posts, judged by gold, ROUGE-L and copying."""
+"""Before and after: SFT and PPO policies on the same held-out posts, by gold, ROUGE-L, copying and repetition."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..algorithms.reward_model import score_texts
 from ..engine import models
 from ..engine.batching import make_texts
-from ..engine.evaluation import bootstrap_interval, is_copy, rouge_l, wins
+from ..engine.evaluation import bootstrap_interval, is_copy, repeats_itself, rouge_l, wins
 from ..worlds.world import Post
 from .run import Run
 from .texts import Summary, write_summaries
@@ -93,6 +93,7 @@ def describe(posts: Sequence[Post], summaries: list[Summary], references: list[s
         / count,
         title_copy_rate=sum(is_copy(summary.text, post.title) for summary, post in zip(summaries, posts, strict=True))
         / count,
+        repetition_rate=sum(repeats_itself(summary.text) for summary in summaries) / count,
         response_length=sum(len(summary.text.split()) for summary in summaries) / count,
         eos_rate=sum(summary.finished for summary in summaries) / count,
     )

@@ -14,7 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from ..algorithms.step_zero import LIMITS
-from ..engine.evaluation import is_copy
+from ..engine.evaluation import is_copy, repeats_itself
 from ..engine.run_folder import read_lines
 from ..worlds.tiny_tldr.summaries import SLOT_OF
 from .errors import MissingInputError
@@ -159,6 +159,7 @@ def examples(samples: list[dict], most: int = 2) -> list[dict]:
         f"Same {yardstick(samples)}": [row for gain, row in gains if gain == 0],
         "PPO copied the title": copies["policy"],
         "SFT copied the title": copies["sft"],
+        "PPO said it twice": [row for row in samples if repeats_itself(row["policy"]["text"])],
     }
     shown: list[dict] = []
     for name, rows in groups.items():

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from rlhf_lib.engine.evaluation import bootstrap_interval, is_copy, longest_common_subsequence, rouge_l, wins
+from rlhf_lib.engine.evaluation import (
+    bootstrap_interval,
+    is_copy,
+    longest_common_subsequence,
+    repeats_itself,
+    rouge_l,
+    wins,
+)
 from tests.helpers import assert_close, floats
 
 texts = st.text(alphabet="aAbB1 .,'-éİ\n", max_size=25)  # few letters, so that words meet
@@ -49,6 +56,23 @@ def test_longest_common_subsequence(a, b):
 def test_is_copy(candidate, source, copied):
     """Rejects a share of one side only, > for >=, and empty texts that copy each other."""
     assert is_copy(candidate, source) is copied
+
+
+@pytest.mark.parametrize(
+    ("text", "twice"),
+    [
+        ("my boss sold my bike , should i sue ?", False),  # "my" comes twice, no three words do
+        ("my boss sold my bike ? My boss sold, my bike", True),
+        ("a b c x a b c", True),
+        ("a b x a b y a b", False),  # two words in a row are no repetition
+        ("a a a a", True),
+        ("a a a", False),
+        ("", False),
+    ],
+)
+def test_repeats_itself(text, twice):
+    """Rejects single words that count, marks and capitals that hide a repeat, and the last words left out."""
+    assert repeats_itself(text) is twice
 
 
 def test_wins_by_hand():

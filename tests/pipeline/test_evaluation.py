@@ -62,11 +62,13 @@ def test_describe_by_hand():
     summaries = [Summary("my boss sold my bike", True, 3.0), Summary("my uncle again", False, -1.0)]
     found = describe(posts, summaries, ["my boss sold my bike", "uncle hid"])
     assert found == pytest.approx(
-        dict(gold=1.0, rouge_l=(1 + 2 / 5) / 2, title_copy_rate=0.0, response_length=4.0, eos_rate=0.5)
+        dict(gold=1.0, rouge_l=(1 + 2 / 5) / 2, title_copy_rate=0, repetition_rate=0, response_length=4, eos_rate=0.5)
     )
     copied = describe(posts, [Summary("am i wrong", True, 1.0), Summary("uncle again", True, 0.0)], ["boss", "boss"])
     assert copied["title_copy_rate"] == 1.0
     assert copied["rouge_l"] == 0
+    said_twice = Summary("my boss sold my boss sold", True, 1.0)
+    assert describe(posts, [said_twice, summaries[1]], ["boss", "boss"])["repetition_rate"] == 1 / 2
 
 
 @pytest.fixture(scope="module")

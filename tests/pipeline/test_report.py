@@ -36,10 +36,12 @@ def sample(sft, policy, title="my cousin hid my tent"):
 BETTER = sample(summary("my uncle hid my tent", 1.0), summary("my cousin hid my tent , should i sue ?", 4.0))
 WORSE = sample(summary("cousin hid my tent , do i sue ?", 4.0), summary("cousin hid my lamp , do i sue", 1.0, False))
 SAME = sample(summary("a cousin", 1.0), summary("a cousin", 1.0), title="need advice about my cousin")
+TWICE = sample(summary("my uncle hid", 1.0), summary("my uncle hid my uncle hid", 0.0), title="need advice")
 
 
 def means(gold):
-    return {"gold": gold, "rouge_l": 0.5125, "title_copy_rate": gold / 16, "response_length": 8.25, "eos_rate": 0.875}
+    copying = {"title_copy_rate": gold / 16, "repetition_rate": gold / 32}
+    return {"gold": gold, "rouge_l": 0.5125, **copying, "response_length": 8.25, "eos_rate": 0.875}
 
 
 def report():
@@ -174,8 +176,10 @@ def test_the_checks_are_marked_by_a_word(run):
 
 
 def test_examples_fall_into_the_right_groups():
-    found = {group["name"]: group for group in examples([BETTER, WORSE, SAME])}
-    counts = {"Improved": 1, "Got worse": 1, "Same gold": 1, "PPO copied the title": 0, "SFT copied the title": 1}
+    """Rejects a group of the wrong writer's summaries, and a post that is shown twice."""
+    found = {group["name"]: group for group in examples([BETTER, WORSE, SAME, TWICE])}
+    counts = {"Improved": 1, "Got worse": 2, "Same gold": 1, "PPO copied the title": 0, "SFT copied the title": 1,
+              "PPO said it twice": 1}  # fmt: skip
     assert {name: group["count"] for name, group in found.items()} == counts
     assert found["SFT copied the title"]["examples"] == []  # it is among the improved already: no post twice
     assert found["Got worse"]["examples"][0]["title"] == WORSE["title"]
