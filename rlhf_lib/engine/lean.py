@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, pad, scaled_dot_product_attention
 
 from ..maths.shapes import Tokens
-from .fused import gated_product, normed_product, spread
+from .fused import causal_attention, gated_product, normed_product, spread
 from .models import last_mlp_only_where
+
+LONG = 128  # tokens of a row above which attention goes through PyTorch's kernel, which keeps no [T, T] weights
 
 
 def sparing(
@@ -112,7 +114,7 @@ def _run(body: nn.Module, tokens: Tokens, read: Tensor, places: Places) -> Tenso
     states, place = body.embed_tokens(distinct), token[places.state]  # which of the states stands where, [B, T]
     *before, last = body.layers
     for layer in before:
-        attended = _attend(layer, *_heads(layer, states, place, angles, "q", "k", "v"))
+        attended = _look_back(layer, states, place, angles)
         if place is not places.state:
             states, place = embedding(token, states), places.state
         states = _finish(layer, states, embedding(places.first, attended.flatten(0, 1)))
@@ -132,16 +134,28 @@ def _run_last(layer: nn.Module, states: Tensor, place: Tensor, angles: Tensor, r
     return _finish(layer, states, _attend(layer, asked, keys, values, may_look)[where])
 
 
-def _heads(
-    layer: nn.Module, states: Tensor, place: Tensor, angles: Tensor, *names: str
-) -> tuple[Tensor, ...]:  # fmt: skip
+def _look_back(layer: nn.Module, states: Tensor, place: Tensor, angles: Tensor) -> Tensor:
+    """[B, T, heads * d] what attention brings to each place from itself and those before it."""
+    if place.shape[1] > LONG:
+        return _attend(layer, *_heads(layer, states, place, angles, "q", "k", "v"))
+    attention = layer.self_attn
+    made, _ = _project(layer, states, "q", "k", "v")
+    return causal_attention(made, place, angles, attention.scaling, attention.num_key_value_groups)
+
+
+def _heads(layer: nn.Module, states: Tensor, place: Tensor, angles: Tensor, *names: str) -> tuple[Tensor, ...]:
     """Queries, keys or values [*P, heads * d] of the states [N, D] that stand at the places [*P], rotated."""
+    made, widths = _project(layer, states, *names)
+    turned = sum(width for name, width in zip(names, widths, strict=True) if name != "v")
+    return spread(made, place, angles, turned).split(widths, -1)
+
+
+def _project(layer: nn.Module, states: Tensor, *names: str) -> tuple[Tensor, list[int]]:
+    """Queries, keys or values [N, sum of widths] before rotation, and their widths."""
     attention, norm = layer.self_attn, layer.input_layernorm
     weights = {name: getattr(attention, f"{name}_proj").weight for name in names}
     paired = [weight if name == "v" else _neighbours(weight, attention.head_dim) for name, weight in weights.items()]
-    turned = sum(len(weight) for name, weight in weights.items() if name != "v")
-    made = normed_product(states, norm.weight, norm.variance_epsilon, *paired)
-    return spread(made, place, angles, turned).split([len(weight) for weight in paired], -1)
+    return normed_product(states, norm.weight, norm.variance_epsilon, *paired), [len(weight) for weight in paired]
 
 
 def _neighbours(weight: Tensor, width: int) -> Tensor:
