@@ -108,6 +108,23 @@ def memory(
 
 
 @app.command()
+def doctor(
+    run: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A run's folder, its metrics.jsonl, or TRL's trainer_state.json.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the diagnosis as JSON.")] = False,
+) -> None:
+    """Say which kinds of bugs fit the log of a PPO run, with the numbers that say so.
+
+    Reads our metrics.jsonl and logs in the style of TRL. The exit status is 1 if some bug fits, 0 if there is no
+    sign of a known one.
+    """
+    from .course.doctor import command
+
+    raise typer.Exit(1 if command.examine(run, as_json=as_json) else 0)
+
+
+@app.command()
 def rebuild(
     only: Annotated[
         list[str],

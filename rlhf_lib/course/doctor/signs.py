@@ -1,0 +1,188 @@
+"""The signs the doctor knows: each looks at a few columns of a log and says, with numbers, which bugs fit.
+
+A *certain* sign is a number that right code cannot show, whatever the model and the data. A *likely* one is a pattern
+that the museum's runs show and its healthy runs do not; hyper-parameters may show it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import mean, median
+
+from ...algorithms import step_zero
+from .logs import Log
+
+# Ten times what rounding may do in float32: another precision may do more, a bug does far more.
+GAP, RATIO_ERROR, KL_AT_START = (
+    10 * step_zero.LIMITS[name][0]
+    for name in ("sampler_forward_gap", "ratio_error_before_first_update", "kl_before_first_update")
+)
+CENTRED, WHITE = 0.01, 0.05  # how far a whitened mean may be from 0, a standard deviation from 1
+MOVED = 1e-5  # nats a token: an update that moved the policy
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What was seen, and which family of bugs it fits.
+
+    evidence  numbers of the log, by name
+    """
+
+    family: str
+    certain: bool
+    says: str
+    evidence: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A question to a log. `reads` names the columns without which it cannot be asked."""
+
+    family: str
+    certain: bool
+    reads: tuple[str, ...]
+    ask: Callable[[Log], tuple[str, dict[str, float]] | None]
+    look_at: str
+
+    def sign(self, log: Log) -> Sign | None:
+        """The sign if it is there; None if not, and for a log that lacks a column."""
+        seen = self.ask(log) if log.has(*self.reads) else None
+        return None if seen is None else Sign(self.family, self.certain, *seen)
+
+
+def thirds(values: list[float]) -> tuple[list[float], list[float]]:
+    """The first third of a column and the last, one number each at the least."""
+    size = max(1, len(values) // 3)
+    return values[:size], values[-size:]
+
+
+def has_risen(values: list[float]) -> bool:
+    """Whether the last third is on average above the first value."""
+    return mean(thirds(values)[1]) > values[0]
+
+
+# --------------------------------------------------------------------------------- what right code cannot show
+
+
+def _gap(log: Log):
+    first = log["sampler_forward_gap"][0]
+    if first > GAP:
+        return f"the sampler's log-probabilities are up to {first:.3g} nats off a forward pass, before any update", {
+            "sampler_forward_gap": first
+        }
+
+
+def _negative_kl(log: Log):
+    average = mean(log["kl_per_sequence"])
+    if average < -0.1:
+        return f"the KL is {average:.3g} nats a text on average; a KL cannot be negative", {"kl_per_sequence": average}
+
+
+def _kl_at_start(log: Log):
+    first = log["kl_per_sequence"][0]
+    if log["update"][0] == 0 and abs(first) > 1e-3:
+        return f"the KL is {first:.3g} nats a text before any update", {"kl_per_sequence": first}
+
+
+def _two_references(log: Log):
+    first = log["kl_before_first_update"][0]
+    if first > KL_AT_START:
+        return f"policy and reference differ by {first:.3g} nats a token before any update", {
+            "kl_before_first_update": first
+        }
+
+
+def _ratio(log: Log):
+    first = log["ratio_error_before_first_update"][0]
+    if first > RATIO_ERROR:
+        return f"the ratio is off 1 by up to {first:.3g} before any update", {"ratio_error_before_first_update": first}
+
+
+def _reference_moves(log: Log):
+    later, moved = log["kl_per_sequence"][1:], max(log["approx_kl"])
+    if len(later) > 1 and moved > MOVED and max(map(abs, later)) < 1e-6:
+        return (
+            f"the KL stays {max(later):.3g} for {len(later)} updates, though the policy moves (approx_kl {moved:.3g})",
+            {"kl_per_sequence": max(later), "approx_kl": moved},
+        )
+
+
+def _centred(log: Log):
+    worst = max(log["advantage_mean"], key=abs)
+    if abs(worst) > CENTRED and max(abs(std - 1) for std in log["advantage_std"]) < WHITE:
+        return f"advantages have spread 1 but mean {worst:.3g}", {"advantage_mean": worst}
+
+
+def _white(log: Log):
+    widest = max(log["advantage_std"])
+    if widest > 1 + WHITE:
+        return f"advantages have spread {widest:.3g}, not 1", {"advantage_std": widest}
+
+
+def _diluted(log: Log):
+    narrowest = min(log["advantage_std"])
+    if narrowest < 1 - WHITE:
+        return f"advantages have spread {narrowest:.3g}, not 1: as if zeros were counted among them", {
+            "advantage_std": narrowest
+        }
+
+
+def _schedule(log: Log):
+    rates = log["learning_rate"]
+    still = sum(rate <= 0 for rate in rates)
+    if still > 1:
+        return f"the learning rate is 0 in {still} of {len(rates)} updates", {"learning_rate": min(rates)}
+
+
+# ------------------------------------------------------------------------------------------ patterns of the museum
+
+
+def _nothing_arrives(log: Log):
+    explained, score = median(thirds(log["explained_variance"])[0]), log["score"]
+    if explained < -2 and not has_risen(score):
+        return (
+            f"returns hardly vary beside what the critic says (explained variance {explained:.3g} at first), and the "
+            f"score goes from {score[0]:.3g} to {mean(thirds(score)[1]):.3g}",
+            {"explained_variance": explained, "score": mean(thirds(score)[1])},
+        )
+
+
+def _upside_down(log: Log):
+    score, gold = log["score"], log["gold"]
+    best = max(gold[1:], default=gold[0])
+    if has_risen(score) and best < gold[0] and len(gold) > 3:
+        return (
+            f"the score goes from {score[0]:.3g} to {mean(thirds(score)[1]):.3g}, yet the outside judge never again "
+            f"gives the {gold[0]:.3g} of the beginning",
+            {"score": mean(thirds(score)[1]), "gold": mean(thirds(gold)[1])},
+        )
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("another distribution is sampled", True, ("sampler_forward_gap",), _gap,
+         "temperature, top-p and top-k of the sampler; mask and positions under left padding; logits and tokens lined "
+         "up without the shift; the action mask"),
+    Rule("another distribution is sampled", True, ("kl_per_sequence",), _negative_kl,
+         "what the log-probabilities in the KL were taken from: a forward pass under the policy that wrote the texts?"),
+    Rule("another distribution is sampled", True, ("kl_per_sequence", "update"), _kl_at_start,
+         "log-probabilities from the sampler's scores; policy and reference from other weights"),
+    Rule("the reference differs", True, ("kl_before_first_update",), _two_references,
+         "dropout; policy and reference from other weights"),
+    Rule("the ratio is not 1 at the start", True, ("ratio_error_before_first_update",), _ratio,
+         "dropout; masks and padding that differ between rollout and training"),
+    Rule("the reference moves", True, ("kl_per_sequence", "approx_kl"), _reference_moves,
+         "the reference is the policy, or shares its weights: it must be a frozen copy"),
+    Rule("advantages are not centred", True, ("advantage_mean", "advantage_std"), _centred,
+         "whitening that adds the mean back, or whitens minibatches, or other places than the loss reads"),
+    Rule("advantages are not whitened", True, ("advantage_std",), _white,
+         "whitening over padding as well"),
+    Rule("means over the padding", True, ("advantage_std",), _diluted,
+         "means that divide by all places, not by those that count"),
+    Rule("the schedule ends early", True, ("learning_rate",), _schedule,
+         "a schedule that is stepped for each epoch or minibatch; a resumed run that counts otherwise"),
+    Rule("the score does not arrive", False, ("explained_variance", "score"), _nothing_arrives,
+         "where the score is paid: on the last action, or one slot late, or in the last column?"),
+    Rule("the score is upside down", False, ("score", "gold"), _upside_down,
+         "the sign of the reward; which of a pair the reward model was taught to prefer"),
+)  # fmt: skip

@@ -1,0 +1,112 @@
+"""The doctor reads what is there, names what it knows, and accuses nobody who is healthy."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rlhf_lib.course.doctor import NOTHING, TRL_NAMES, diagnose, from_rows, read_log
+from rlhf_lib.course.doctor.command import examine
+from rlhf_lib.pipeline.errors import UserError
+
+HEALTHY = dict(
+    update=0, kl_per_sequence=0.0, approx_kl=0.01, advantage_mean=1e-9, advantage_std=1.0, learning_rate=1e-4,
+    score=0.0, gold=1.0, explained_variance=-0.5, sampler_forward_gap=1e-5,
+)  # fmt: skip
+AT_START = dict(kl_before_first_update=0.0, ratio_error_before_first_update=0.0)
+
+
+def rows(**changes) -> list[dict]:
+    """Six updates of a healthy run; a change is a number for all updates, or a function of the update."""
+    found = []
+    for update in range(6):
+        row = HEALTHY | (AT_START if update == 0 else {}) | dict(
+            update=update, kl_per_sequence=0.2 * update, score=0.1 * update, gold=1 + 0.1 * update
+        )  # fmt: skip
+        found.append(row | {name: c(update) if callable(c) else c for name, c in changes.items()})
+    return found
+
+
+def said_of(**changes) -> str:
+    return diagnose(from_rows(rows(**changes))).first
+
+
+def test_healthy_rows_are_not_accused():
+    """Rejects a rule that fires at what every run shows."""
+    assert said_of() == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("changes", "family"),
+    [
+        (dict(sampler_forward_gap=0.1), "another distribution is sampled"),
+        (dict(kl_per_sequence=lambda u: -u), "another distribution is sampled"),
+        (dict(kl_per_sequence=lambda u: 0.3 + u), "another distribution is sampled"),
+        (dict(kl_before_first_update=0.01), "the reference differs"),
+        (dict(ratio_error_before_first_update=0.5), "the ratio is not 1 at the start"),
+        (dict(kl_per_sequence=0.0), "the reference moves"),
+        (dict(advantage_mean=lambda u: 0.3 / (u + 1)), "advantages are not centred"),
+        (dict(advantage_std=2.4), "advantages are not whitened"),
+        (dict(advantage_std=0.4), "means over the padding"),
+        (dict(learning_rate=lambda u: max(0, 1e-4 * (1 - u / 3))), "the schedule ends early"),
+        (dict(explained_variance=-40.0, score=lambda u: 1 - u), "the score does not arrive"),
+        (dict(gold=lambda u: 1 - u), "the score is upside down"),
+    ],
+)
+def test_a_sign_is_seen(changes, family):
+    """Rejects a rule that never fires, or fires under another name."""
+    assert said_of(**changes) == family
+
+
+def test_a_policy_that_stands_still_has_a_kl_of_zero():
+    """Rejects an accusation of the reference when nothing was trained."""
+    assert said_of(kl_per_sequence=0.0, approx_kl=0.0) == NOTHING
+
+
+def test_linear_decay_may_end_at_zero():
+    """Rejects an accusation of a schedule whose very last update is 0."""
+    assert said_of(learning_rate=lambda u: 1e-4 * (1 - u / 5)) == NOTHING
+
+
+def test_what_cannot_be_asked_is_said():
+    """Rejects a clean bill that rests on columns that were not there."""
+    diagnosis = diagnose(from_rows([{"score": 1.0}, {"score": 2.0}]))
+    assert diagnosis.first == NOTHING and len(diagnosis.not_asked) >= 10
+    assert "not asked" in str(diagnosis)
+
+
+def test_logs_of_trl_are_read(tmp_path):
+    """Rejects a mapping that loses TRL's columns: a KL below 0 is seen under its name."""
+    history = [{"objective/kl": -3.0 * step, "lr": 1e-6, "episode": step} for step in range(1, 5)]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": [*history, {"train_runtime": 1.0}]}))
+    log = read_log(tmp_path)
+    assert log.updates == 4 and set(log.columns) <= set(TRL_NAMES.values())
+    assert diagnose(log).first == "another distribution is sampled"
+
+
+def test_a_folder_of_ours_is_read(tmp_path, capsys):
+    """Rejects a reader that takes SFT's rows for PPO's, and output that another program cannot read."""
+    lines = [{"stage": "sft", "loss": 1.0}, *({"stage": "ppo", **row} for row in rows(advantage_std=2.0))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert examine(tmp_path, as_json=True)
+    said = json.loads(capsys.readouterr().out)
+    assert said["updates"] == 6 and said["signs"][0]["evidence"] == {"advantage_std": 2.0}
+    assert examine(tmp_path / "metrics.jsonl", as_json=False)
+    assert "advantages are not whitened" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("nothing", "", "no metrics.jsonl"),
+        ("metrics.jsonl", '{"update": 0}\n{"upd\n', "line 2"),
+        ("metrics.jsonl", '{"stage": "sft", "loss": 1.0}\n', "no row of PPO"),
+        ("trainer_state.json", '{"step": 3}', "not a trainer's state"),
+    ],
+)
+def test_a_log_that_is_not_there_or_damaged(tmp_path, name, content, says):
+    """Rejects a traceback where the user is to mend something."""
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=says):
+        read_log(tmp_path)
