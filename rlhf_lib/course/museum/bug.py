@@ -10,7 +10,7 @@ from ...algorithms.parts import Parts
 from ..short_runs import SHORT, new_state
 
 # Ten tokens at most: one summary in four does not end in time, so that what concerns the missing EOS is seen too.
-RUN = replace(SHORT, updates=12, response_length=10)
+RUN = replace(SHORT, updates=8, batch_size=16, response_length=10)
 STAGES = {
     "rollout": "writing the texts and asking the models about them (`collect`)",
     "rewards": "from a score for a text to a reward for each token (`token_rewards`)",

@@ -18,7 +18,7 @@ from ...worlds.tiny_tldr.world import TinyTLDR
 from .bug import RUN, Bug, always
 from .shared_trunk import shared_trunk
 
-RECORDED = Path(__file__).parent.parent / "recorded" / "museum.json"
+RECORDED = Path(__file__).parent.parent / "recorded" / "08_museum.json"
 SEEDS = (0, 1, 2, 3, 4, 5)
 TUNING, SCORING = SEEDS[:3], SEEDS[3:]  # the doctor was tuned on the first three, and is scored on the others
 
