@@ -38,7 +38,7 @@ GROUPS = (  # what is drawn as one piece, and the rows of a budget that are in i
     ("gradients", ("gradients",)),
     ("kept for backward", ("kept by the policy", "kept by the critic")),
     ("cache of keys and values", ("cache of keys and values",)),
-    ("rollout and responses", ("rollout", "responses")),
+    ("rollout and what is remembered", ("rollout", "responses", "remembered states")),
     ("coming and going", ("coming and going",)),
 )
 SETTINGS = ("batch", "micro_batch", "prompt", "response")

@@ -40,10 +40,10 @@ def weights(plan: Plan) -> Rows:
     shared = plan.trunk("policy") if plan.shared_trunk else 0
     counts = {
         "policy": plan.policy.policy, "critic": plan.shape_of("critic").scorer - shared,
-        "reference": plan.policy.policy - shared, "reward model": plan.shape_of("reward_model").scorer,
+        "reference": plan.policy.policy - shared, "reward model": plan.shape_of("reward_model").scorer - shared,
     }  # fmt: skip
     found = {name: count * plan.number for name, count in counts.items()}
-    return found | {"Adam's moments": training(plan)["moments"]}
+    return found | {"Adam's moments": training(plan)["moments"], "remembered states": plan.remembered}
 
 
 def training(plan: Plan) -> Rows:

@@ -29,7 +29,8 @@ class Plan:
     autocast: str | None = None  # dtype of matrix products, if another
     moments: int = 2  # numbers that the optimiser keeps for each weight; 2 of Adam, 0 of plain SGD
     trainable_layers: int | None = None  # at the top, of policy and critic; with less than all, embedding and head rest
-    shared_trunk: bool = False  # policy, critic and reference hold what is frozen once
+    shared_trunk: bool = False  # all four models hold what is frozen once, as with engine.frozen_trunk
+    remembered: int = 0  # bytes of states that such a trunk remembers, at most
     gradient_checkpointing: bool = False  # a layer keeps its input, and runs again for backward
     skip_unread: bool = False  # PPOConfig.skip_unread
     entropy: bool = False  # the loss has an entropy bonus
