@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import silu
+from torch.nn.functional import embedding, silu
 
 aten = torch.ops.aten
 
@@ -82,7 +82,7 @@ class _Spread(torch.autograd.Function):
     def forward(ctx, made, place, angles, turned):
         ctx.save_for_backward(place, angles)
         ctx.turned, ctx.count = turned, len(made)
-        return _turn(made[place], angles, turned)
+        return _turn(embedding(place, made), angles, turned)
 
     @staticmethod
     @once_differentiable
@@ -109,7 +109,7 @@ class _CausalAttention(torch.autograd.Function):
         width = 2 * angles.shape[-1]
         key_heads = made.shape[1] // width // (groups + 2)
         turned = (groups + 1) * key_heads * width
-        heads = _turn(made[place], angles, turned).unflatten(-1, (-1, width))
+        heads = _turn(embedding(place, made), angles, turned).unflatten(-1, (-1, width))
         counts = [groups * key_heads, key_heads, key_heads]
         queries, keys, values = map(_in_groups, heads.split(counts, 2), [key_heads] * 3)
         queries = queries.mul_(scaling)

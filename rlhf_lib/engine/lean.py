@@ -61,6 +61,7 @@ def refuse_if_not_lean(body: nn.Module) -> None:
         "its products have biases": getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False),
         "its attention is not PyTorch's own": getattr(config, "_attn_implementation", "sdpa") != "sdpa",
         "it is not in float32": any(weight.dtype != torch.float32 for weight in body.parameters()),
+        "it runs in mixed precision": torch.is_autocast_enabled(body.device.type),
         "something wraps its layers": any("forward" in vars(layer) for layer in getattr(body, "layers", ())),
     }
     for reason, holds in checks.items():

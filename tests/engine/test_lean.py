@@ -149,6 +149,12 @@ def test_another_model_is_refused(reason):
     assert "forward" not in vars(model.base_model)
 
 
+def test_mixed_precision_is_refused():
+    """Rejects float32 states added to products in bfloat16 without a word."""
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="it runs in mixed precision"):
+        lean.refuse_if_not_lean(tiny_llama().base_model)
+
+
 def test_frozen_layers_stay_without_gradients():
     """Rejects a pass that trains what `train_top_layers` left frozen, or loses what it trains."""
     texts = ragged_texts()
