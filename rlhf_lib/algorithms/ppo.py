@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..engine import models, optimiser
-from ..engine.batching import buckets, in_micro_batches, micro_batch
+from ..engine import distributed, models, optimiser
+from ..engine.batching import in_micro_batches, micro_batch, own_buckets
 from ..engine.lean import refuse_if_not_lean, sparing
+from ..engine.lean_decoder import lean_decoding
 from ..engine.sampling import uniforms
 from ..maths.alignment import acting_mask
 from ..maths.losses import log_ratio
@@ -92,10 +93,11 @@ def collect(state: PPOState, batch: Prompts, config: PPOConfig, parts: Parts) ->
     The log-probabilities that PPO uses come from these passes, never from the sampler (see lesson 04).
     """
     randomness = uniforms(state.seed, "ppo", state.update, rows=len(batch.tokens), steps=config.response_length)
-    samples = parts.sample(
-        state.policy, batch.tokens, batch.lengths, randomness,
-        temperature=config.temperature, eos_token_id=state.eos_token_id, pad_token_id=state.pad_token_id,
-    )  # fmt: skip
+    with lean_decoding(*([state.policy] if config.lean else [])):
+        samples = parts.sample(
+            state.policy, batch.tokens, batch.lengths, randomness,
+            temperature=config.temperature, eos_token_id=state.eos_token_id, pad_token_id=state.pad_token_id,
+        )  # fmt: skip
 
     def look(texts: Samples) -> tuple[Tensor, ...]:
         what = texts.tokens, texts.action_mask
@@ -155,7 +157,7 @@ class PartialLoss:
 def ppo_loss(state: PPOState, minibatch: Minibatch, config: PPOConfig, parts: Parts) -> Iterator[PartialLoss]:
     """The minibatch's loss, one micro-batch of rows of similar length at a time; their sum is the loss of the whole."""
     actions = minibatch.rollout.action_mask.sum()
-    for index in buckets(minibatch.rollout, config.micro_batch_size):
+    for index in own_buckets(minibatch.rollout, config.micro_batch_size):
         texts = micro_batch(minibatch.rollout, minibatch.rollout, index)
         targets = micro_batch(minibatch.targets, minibatch.rollout, index)
         yield _partial_loss(state, texts, targets, float(texts.action_mask.sum() / actions), config, parts)
@@ -210,10 +212,9 @@ def update(state: PPOState, losses: Iterable[PartialLoss], config: PPOConfig, pa
         for name, value in loss.diagnostics.items():
             worst = name == "ratio_max"
             sums[name] = max(sums[name], float(value)) if worst else sums[name] + loss.share * float(value)
-    sums["grad_norm_policy"], sums["grad_norm_value"] = optimiser.step(
-        state.optimizer, max_grad_norm=config.max_grad_norm
-    )
-    for name, value in sums.items():
+    norms = optimiser.step(state.optimizer, max_grad_norm=config.max_grad_norm)
+    found = distributed.of_all_processes(sums, largest=("ratio_max",))
+    for name, value in {**found, "grad_norm_policy": norms[0], "grad_norm_value": norms[1]}.items():
         state.diagnostics[name].append(value)
 
 

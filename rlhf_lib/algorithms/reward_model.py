@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..engine import optimiser
-from ..engine.batching import in_micro_batches
+from ..engine import distributed, optimiser
+from ..engine.batching import in_micro_batches, own_pairs
 from ..maths.records import Texts
 from ..maths.shapes import Lengths, PerRow
 from . import bounds
@@ -23,17 +23,18 @@ def train_reward_model(
     for batch in batches:
         factor = parts.schedule(state.step, config.steps)
         optimiser.set_learning_rates(state.optimizer, config.learning_rate * factor, config.head_learning_rate * factor)
-        scores = parts.read_score(parts.state_values(state.model, batch.texts.tokens), batch.texts)
-        chosen, rejected = scores[batch.chosen], scores[batch.rejected]
-        loss = parts.preference_loss(chosen, rejected).mean()
-        evidence = {**vars(batch.texts), "chosen": batch.chosen, "rejected": batch.rejected, "scores": scores}
+        texts, *pairs = own_pairs(batch.texts, batch.chosen, batch.rejected)
+        scores, count = parts.read_score(parts.state_values(state.model, texts.tokens), texts), len(batch.chosen)
+        chosen, rejected = (scores[places] for places in pairs)
+        loss = parts.preference_loss(chosen, rejected).sum() / count
+        evidence = {**vars(texts), "chosen": pairs[0], "rejected": pairs[1], "scores": scores}
         optimiser.backward("the preference loss", loss, state.optimizer, evidence)
         grad_norms = optimiser.step(state.optimizer, max_grad_norm=config.max_grad_norm)
         state.step += 1
         yield dict(
             step=state.step,
-            loss=float(loss.detach()),
-            agreement=float((chosen > rejected).float().mean()),
+            loss=distributed.total(float(loss.detach())),
+            agreement=distributed.total(float((chosen > rejected).float().sum() / count)),
             grad_norm_body=grad_norms[0],
             grad_norm_head=grad_norms[1],
             learning_rate=config.learning_rate * factor,

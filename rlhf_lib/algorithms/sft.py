@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..engine import models, optimiser
-from ..engine.batching import buckets, micro_batch
+from ..engine import distributed, models, optimiser
+from ..engine.batching import micro_batch, own_buckets
 from ..maths.alignment import action_mask_from_lengths
 from ..maths.records import Texts
 from ..maths.shapes import ActionMask, Scalar
@@ -22,7 +22,8 @@ def train_sft(state: SFTState, batches: Iterable[Texts], config: SFTConfig, part
     for batch in batches:
         factor = parts.schedule(state.step, config.steps)
         optimiser.set_learning_rates(state.optimizer, config.learning_rate * factor)
-        loss = sum(_accumulate(state, *partial) for partial in _losses(state.model, batch, config, parts))
+        own_losses = (_accumulate(state, *partial) for partial in _losses(state.model, batch, config, parts))
+        loss = distributed.total(sum(own_losses))
         (grad_norm,) = optimiser.step(state.optimizer, max_grad_norm=config.max_grad_norm)
         state.step += 1
         yield dict(step=state.step, loss=loss, grad_norm=grad_norm, learning_rate=config.learning_rate * factor)
@@ -69,7 +70,7 @@ def _losses(
 ) -> Iterator[tuple[Scalar, dict[str, Tensor]]]:
     """Mean loss of each micro-batch, scaled by its share of the batch's targets, and what it was made of."""
     total = target_mask(batch, imitate_query=config.imitate_query).sum()
-    for index in buckets(batch, config.micro_batch_size):
+    for index in own_buckets(batch, config.micro_batch_size):
         texts = micro_batch(batch, batch, index)
         mask = target_mask(texts, imitate_query=config.imitate_query)
         log_probs, _ = parts.score_actions(model, texts.tokens, mask, temperature=1.0, entropy=models.no_entropy)

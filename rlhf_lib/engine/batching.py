@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from ..maths.records import Record, Texts, trim
+from . import distributed
 
 
 def pad_rows(rows: Sequence[Sequence[int]], *, pad_token_id: int) -> tuple[Tensor, Tensor]:
@@ -34,8 +36,26 @@ def make_texts(
 
 
 def buckets(texts: Texts, rows: int) -> Iterator[Tensor]:
-    """Indices of at most `rows` rows each, similar in length: short rows are not padded to the longest of all."""
-    yield from texts.sequence_lengths.argsort(stable=True).split(rows)
+    """Indices of at most `rows` rows each, similar in length: short rows are not padded to the longest of all.
+
+    With several processes there are enough of them for each to have one.
+    """
+    enough = -(-len(texts.sequence_lengths) // distributed.size())
+    yield from texts.sequence_lengths.argsort(stable=True).split(min(rows, enough))
+
+
+def own_buckets(texts: Texts, rows: int) -> list[Tensor]:
+    """Those of this process."""
+    return distributed.own_share(list(buckets(texts, rows)))
+
+
+def own_pairs(texts: Texts, chosen: Tensor, rejected: Tensor) -> tuple[Texts, Tensor, Tensor]:
+    """This process's share of the pairs, neighbours together, and no other texts than they are made of."""
+    if distributed.size() == 1:
+        return texts, chosen, rejected
+    own = torch.arange(len(chosen)).tensor_split(distributed.size())[distributed.rank()]
+    needed, places = torch.cat([chosen[own], rejected[own]]).unique(return_inverse=True)
+    return (micro_batch(texts, texts, needed), *places.split(len(own)))
 
 
 def micro_batch(record: Record, texts: Texts, index: Tensor) -> Record:
@@ -46,17 +66,21 @@ def micro_batch(record: Record, texts: Texts, index: Tensor) -> Record:
 def in_micro_batches(
     function: Callable[[Texts], tuple[Tensor, ...]], texts: Texts, rows: int
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """The function over buckets of `texts`, its results put back in the order and at the width of `texts`."""
+    """The function over buckets of `texts`, its results put back in the order and at the width of `texts`.
+
+    Every process asks it about its own buckets, and has all results in the end.
+    """
     collected: tuple[Tensor, ...] = ()
     states = texts.tokens.shape[1]
-    for index in buckets(texts, rows):
+    own = own_buckets(texts, rows)
+    for index in own or islice(buckets(texts, rows), 1):  # whoever has none still has to know what the results are like
         part = micro_batch(texts, texts, index)
         missing = states - part.tokens.shape[1]
         results = [_widen(result, missing) for result in function(part)]
         collected = collected or tuple(result.new_zeros(len(texts.tokens), *result.shape[1:]) for result in results)
         for whole, result in zip(collected, results, strict=True):
-            whole[index] = result
-    return collected
+            whole[index] = result if own else 0
+    return tuple(map(distributed.add_up, collected))
 
 
 def _widen(result: Tensor, missing: int) -> Tensor:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from . import distributed
+
 
 class NonFiniteError(RuntimeError):
     """A loss or gradient is NaN or infinite; the weights are those of before this step.
@@ -34,6 +36,7 @@ def step(optimizer: torch.optim.Optimizer, *, max_grad_norm: float | None) -> li
 
     raises  NonFiniteError before anything is changed
     """
+    distributed.add_up_gradients(weight for group in optimizer.param_groups for weight in group["params"])
     norms = []
     for group in optimizer.param_groups:
         norm = nn.utils.get_total_norm([weight.grad for weight in group["params"] if weight.grad is not None])

@@ -11,6 +11,7 @@ from ..maths.alignment import action_mask_from_lengths, actions_of
 from ..maths.masking import mask_from_lengths
 from ..maths.records import Samples
 from ..maths.shapes import Lengths, Tokens
+from . import distributed
 
 DROP_WHEN = 0.25  # copying the cache costs about as much as a step: do it when this share of its rows has ended
 
@@ -44,14 +45,30 @@ def sample(
     temperature  the policy is softmax(logits / temperature); 0 takes the likeliest token. No top-k, no top-p
     returns      `Samples`, right-padded; sampler_log_probs are the sampler's own, to be compared with a forward pass
     """
+    own = distributed.own_share(torch.arange(len(prompts), device=prompts.device))
+    written = _write(
+        model, prompts[own], prompt_lengths[own], uniforms[own.cpu()],
+        temperature=temperature, eos_token_id=eos_token_id, pad_token_id=pad_token_id,
+    )  # fmt: skip
+    whole = distributed.combine(own, len(prompts), *written)
+    return _right_padded(prompts, prompt_lengths, *whole, pad_token_id)
+
+
+def _write(
+    model: nn.Module, prompts: Tokens, prompt_lengths: Lengths, uniforms: Tensor, *, temperature: float,
+    eos_token_id: int, pad_token_id: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Responses [B, N] and their log-probs, padded on the right; their lengths [B], and whether each has its EOS."""
     rows, steps = uniforms.shape
     responses = torch.full((rows, steps), pad_token_id, device=prompts.device)
     log_probs = torch.zeros(rows, steps, device=prompts.device)
     lengths = torch.full((rows,), steps, device=prompts.device)
     has_eos = torch.zeros(rows, dtype=torch.bool, device=prompts.device)
+    if rows == 0:  # more processes than rows
+        return responses, log_probs, lengths, has_eos
 
-    decoder = _Decoder(model, *_pad_left(prompts, prompt_lengths, pad_token_id))
-    alive = torch.arange(rows, device=prompts.device)  # the global row of each row in the decoder
+    decoder = getattr(model, "decoder", _Decoder)(model, *_pad_left(prompts, prompt_lengths, pad_token_id))
+    alive = torch.arange(rows, device=prompts.device)  # the row of each row in the decoder
     for step in range(steps):
         tokens, chosen_log_probs = _choose(decoder.logits, uniforms[alive.cpu(), step].to(prompts.device), temperature)
         running = ~has_eos[alive]
@@ -66,7 +83,7 @@ def sample(
             decoder.keep(going_on)
             alive, tokens = alive[going_on], tokens[going_on]
         decoder.feed(tokens)
-    return _right_padded(prompts, prompt_lengths, responses, log_probs, lengths, has_eos, pad_token_id)
+    return responses, log_probs, lengths, has_eos
 
 
 class _Decoder:

@@ -1,0 +1,131 @@
+"""Several processes, one run: each does its share of the rows, and all go on with the same whole.
+
+Every process holds all models and the whole rollout. The global batch is what the settings say, however many there are;
+a process writes, scores and trains on its share of the rows, and gradients are *added up* (a loss is already divided by
+the global count of actions, so a mean over processes would be wrong). What is random depends on the global row alone.
+
+With one process all of this is nothing: no group is made, no tensor is copied.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+Shareable = TypeVar("Shareable", Tensor, list)
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run has ended, so that this one waits for nothing."""
+
+
+def begin() -> None:
+    """Join the group that `accelerate launch` or `torchrun` has announced in the environment, if one has."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available())
+
+
+def size() -> int:
+    """How many processes share the run."""
+    return distributed.get_world_size() if _several() else 1
+
+
+def rank() -> int:
+    """The number of this one, from 0."""
+    return distributed.get_rank() if _several() else 0
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files and speaks."""
+    return rank() == 0
+
+
+def own_share(things: Shareable) -> Shareable:
+    """Every `size()`-th of them: this process's part of the work."""
+    return things[rank() :: size()]
+
+
+def combine(own: Tensor, rows: int, *parts: Tensor) -> tuple[Tensor, ...]:
+    """Tensors of all `rows` rows, from those of this process's rows `own` and those of the other processes."""
+    return parts if size() == 1 else tuple(add_up(_among(part, own, rows)) for part in parts)
+
+
+def add_up(x: Tensor) -> Tensor:
+    """The sum over processes, in a tensor of its own; of booleans, whether any is True."""
+    if size() == 1:
+        return x
+    summed = x.int() if x.dtype == torch.bool else x.clone()
+    _reached(distributed.all_reduce, summed)
+    return summed.bool() if x.dtype == torch.bool else summed
+
+
+def total(x: float) -> float:
+    """The sum over processes of a number."""
+    return x if size() == 1 else float(add_up(torch.tensor(x, dtype=torch.float64)))
+
+
+def any_process(condition: bool) -> bool:
+    """Whether it holds in any process: all must take the same turn."""
+    return total(float(condition)) > 0
+
+
+def of_all_processes(numbers: dict[str, float], *, largest: Collection[str]) -> dict[str, float]:
+    """Of each number the sum over processes, of those named in `largest` the largest; who has none adds nothing."""
+    if size() == 1:
+        return numbers
+    found: list[dict[str, float]] = [{}] * size()
+    _reached(distributed.all_gather_object, found, numbers)
+    names = dict.fromkeys(name for one in found for name in one)
+    return {
+        name: (max if name in largest else sum)(one[name] for one in found if name in one) for name in names
+    }  # fmt: skip
+
+
+def add_up_gradients(weights: Iterable[Tensor]) -> None:
+    """Put into each weight's gradient the sum over processes; one that no process has stays away."""
+    if size() == 1:
+        return
+    weights = list(weights)
+    has = add_up(torch.tensor([weight.grad is not None for weight in weights]))
+    wanted = [weight for weight, some in zip(weights, has.tolist(), strict=True) if some]
+    for weight in wanted:
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        _reached(distributed.all_reduce, weight.grad)
+
+
+def wait_for_all() -> None:
+    """Go on when every process has come this far: what the main one has written is there."""
+    if size() > 1:
+        _reached(distributed.barrier)
+
+
+def _several() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _among(part: Tensor, own: Tensor, rows: int) -> Tensor:
+    whole = part.new_zeros(rows, *part.shape[1:])
+    whole[own] = part
+    return whole
+
+
+def _reached(operation, *arguments: object) -> None:
+    try:
+        operation(*arguments)
+    except RuntimeError as error:
+        raise LostProcessError(
+            f"process {rank()} of {size()} has lost the others ({str(error).splitlines()[0][:120]})"
+        ) from None
+
+
+__all__ = [
+    "LostProcessError", "add_up", "add_up_gradients", "any_process", "begin", "combine", "is_main",
+    "of_all_processes", "own_share", "rank", "size", "total", "wait_for_all",
+]  # fmt: skip
