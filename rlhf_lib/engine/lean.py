@@ -7,7 +7,7 @@ The last layer makes keys and values for all states, and the rest only in states
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -61,12 +61,17 @@ def refuse_if_not_lean(body: nn.Module) -> None:
         "its products have biases": getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False),
         "its attention is not PyTorch's own": getattr(config, "_attn_implementation", "sdpa") != "sdpa",
         "it is not in float32": any(weight.dtype != torch.float32 for weight in body.parameters()),
+        "its rotation depends on how long the text is": _rope_type(config) in ("dynamic", "longrope"),
         "it runs in mixed precision": torch.is_autocast_enabled(body.device.type),
         "something wraps its layers": any("forward" in vars(layer) for layer in getattr(body, "layers", ())),
     }
     for reason, holds in checks.items():
         if holds:
             raise ValueError(f"ppo.lean=true does not go with this model, {reason}: leave ppo.lean at false")
+
+
+def _rope_type(config) -> str | None:
+    return (getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}).get("rope_type")
 
 
 def _lean_forward(body: nn.Module, read: Tensor, input_ids: Tokens, **_) -> SimpleNamespace:
@@ -110,41 +115,51 @@ def find_places(tokens: Tokens, read: Bool[Tensor, "B states"]) -> Places:
 
 def _run(body: nn.Module, tokens: Tokens, read: Tensor, places: Places) -> Tensor:
     """Final states [M, D] where `read` is True, in its order."""
-    angles = _angles(body, tokens)
+    angles = angles_of(body, tokens.shape[1])
+    states, place = run_all_but_last(body, tokens, places, partial(_look_back, angles=angles))
+    return body.norm(_run_last(body.layers[-1], states, place, angles, read))
+
+
+def run_all_but_last(
+    body: nn.Module, tokens: Tokens, places: Places, look: Callable[..., Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The states [N, D] that the last layer gets, and which of them stands where, [B, T].
+
+    look  (layer, states, place) to [B, T, heads * d]: what attention brings to each place
+    """
     distinct, token = tokens.flatten()[places.first].unique(return_inverse=True)
-    states, place = body.embed_tokens(distinct), token[places.state]  # which of the states stands where, [B, T]
-    *before, last = body.layers
-    for layer in before:
-        attended = _look_back(layer, states, place, angles)
+    states, place = body.embed_tokens(distinct), token[places.state]
+    for layer in body.layers[:-1]:
+        attended = embedding(places.first, look(layer, states, place).flatten(0, 1))
         if place is not places.state:
             states, place = embedding(token, states), places.state
-        states = _finish(layer, states, embedding(places.first, attended.flatten(0, 1)))
-    return body.norm(_run_last(last, states, place, angles, read))
+        states = finish(layer, states, attended)
+    return states, place
 
 
 def _run_last(layer: nn.Module, states: Tensor, place: Tensor, angles: Tensor, read: Tensor) -> Tensor:
     """The last layer's output [M, D] where `read` is True: only these look back, the others are only looked at."""
-    keys, values = _heads(layer, states, place, angles, "k", "v")
+    keys, values = heads_of(layer, states, place, angles, "k", "v")
     states = embedding(place[read], states)
     row, column = read.nonzero(as_tuple=True)
     where = row, (read.cumsum(1) - 1)[read]  # row, and which of those read in it
-    (queries,) = _heads(layer, states, torch.arange(len(row), device=row.device), angles[column], "q")
+    (queries,) = heads_of(layer, states, torch.arange(len(row), device=row.device), angles[column], "q")
     asked = queries.new_zeros(len(read), int(where[1].max()) + 1, queries.shape[1]).index_put(where, queries)
     latest = column.new_zeros(asked.shape[:2]).index_put(where, column)
     may_look = torch.arange(read.shape[1], device=row.device) <= latest[:, None, :, None]
-    return _finish(layer, states, _attend(layer, asked, keys, values, may_look)[where])
+    return finish(layer, states, attend(layer, asked, keys, values, may_look)[where])
 
 
 def _look_back(layer: nn.Module, states: Tensor, place: Tensor, angles: Tensor) -> Tensor:
     """[B, T, heads * d] what attention brings to each place from itself and those before it."""
     if place.shape[1] > LONG:
-        return _attend(layer, *_heads(layer, states, place, angles, "q", "k", "v"))
+        return attend(layer, *heads_of(layer, states, place, angles, "q", "k", "v"))
     attention = layer.self_attn
     made, _ = _project(layer, states, "q", "k", "v")
     return causal_attention(made, place, angles, attention.scaling, attention.num_key_value_groups)
 
 
-def _heads(layer: nn.Module, states: Tensor, place: Tensor, angles: Tensor, *names: str) -> tuple[Tensor, ...]:
+def heads_of(layer: nn.Module, states: Tensor, place: Tensor, angles: Tensor, *names: str) -> tuple[Tensor, ...]:
     """Queries, keys or values [*P, heads * d] of the states [N, D] that stand at the places [*P], rotated."""
     made, widths = _project(layer, states, *names)
     turned = sum(width for name, width in zip(names, widths, strict=True) if name != "v")
@@ -164,7 +179,7 @@ def _neighbours(weight: Tensor, width: int) -> Tensor:
     return weight.unflatten(0, (-1, 2, width // 2)).transpose(1, 2).flatten(0, 2)
 
 
-def _attend(layer: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, may_look: Tensor | None = None) -> Tensor:
+def attend(layer: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, may_look: Tensor | None = None) -> Tensor:
     """[B, queries, heads * width] from three of [B, places, heads * width]; without `may_look`, at all before it."""
     heads = [
         numbers.unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(1, 2) for numbers in (queries, keys, values)
@@ -176,7 +191,7 @@ def _attend(layer: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, may
     return attended.transpose(1, 2).flatten(2)
 
 
-def _finish(layer: nn.Module, states: Tensor, attended: Tensor) -> Tensor:
+def finish(layer: nn.Module, states: Tensor, attended: Tensor) -> Tensor:
     """The layer's output from its input and what attention brought together."""
     states = torch.addmm(states, attended, layer.self_attn.o_proj.weight.T)
     norm, mlp = layer.post_attention_layernorm, layer.mlp
@@ -184,8 +199,8 @@ def _finish(layer: nn.Module, states: Tensor, attended: Tensor) -> Tensor:
     return gated_product(states, both, mlp.down_proj.weight)
 
 
-def _angles(body: nn.Module, tokens: Tokens) -> Tensor:
+def angles_of(body: nn.Module, length: int) -> Tensor:
     """[T, 1, d/2] complex numbers by which pairs turn, as the model's own rotary embedding says."""
-    positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    positions = torch.arange(length, device=body.device)[None]
     cos, sin = body.rotary_emb(body.embed_tokens.weight.detach(), positions)  # of the weights only dtype and device
     return torch.complex(*(half[0, :, None, : half.shape[-1] // 2].contiguous() for half in (cos, sin)))
