@@ -21,6 +21,11 @@ class WorldConfig:
 
     name: str = "tiny"  # one of scales.SCALES
     model: str | None = None  # the base model: a folder, a .gguf file or a name on the Hub; None: the world's own
+    trainable_layers: int | None = None  # only so many top layers learn, the rest is held once; None: whole models
+    sampled_at_once: int = 512  # rows; decides what memory sampling takes
+
+    def __post_init__(self):
+        bounds.at_least(1, self, "trainable_layers", "sampled_at_once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +111,28 @@ TINY_OVEROPTIMISED = replace(
     TINY,
     preset="tiny-overoptimised",
     writers=WritersConfig(repetition=0.06),
-    preferences=replace(TINY.preferences, temperature=1.0, length_bias=0.4),
-    ppo=replace(TINY.ppo, updates=45, kl_coef=0.0),
+    preferences=replace(TINY.preferences, temperature=1.0, length_bias=0.33),
+    ppo=replace(TINY.ppo, updates=24, kl_coef=0.0),
 )
 
-PRESETS = {settings.preset: settings for settings in (TINY, TINY_OVEROPTIMISED)}
+# A real pretrained model on a CPU, in half an hour: only its top layers learn.
+SMOLLM2 = Settings(
+    preset="smollm2",
+    world=WorldConfig(name="smollm2", trainable_layers=2, sampled_at_once=64),
+    sft=SFTConfig(
+        steps=60, batch_size=16, micro_batch_size=16, learning_rate=5e-4, max_grad_norm=1.0, imitate_query=False
+    ),
+    preferences=PreferencesConfig(posts=240, held_out_posts=64),
+    reward_model=RewardModelConfig(
+        steps=90, posts_per_batch=8, learning_rate=3e-4, head_learning_rate=3e-3, max_grad_norm=1.0
+    ),
+    ppo=PPOConfig(
+        updates=16, batch_size=64, micro_batch_size=16, learning_rate=3e-4, response_length=20, skip_unread=True
+    ),
+    evaluation=EvaluationConfig(posts=256),
+)
+
+PRESETS = {settings.preset: settings for settings in (TINY, TINY_OVEROPTIMISED, SMOLLM2)}
 
 
 def load_settings(preset: str, overrides: list[str] | None = None, *, seed: int | None = None) -> Settings:
