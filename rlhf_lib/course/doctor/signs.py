@@ -150,13 +150,65 @@ def _nothing_arrives(log: Log):
 
 def _upside_down(log: Log):
     score, gold = log["score"], log["gold"]
-    best = max(gold[1:], default=gold[0])
-    if has_risen(score) and best < gold[0] and len(gold) > 3:
+    if len(score) == len(gold) > 3 and has_risen(score) and not has_risen(gold):
+        together = max(_correlation(score, gold), _correlation(*(half(values) for values in (score, gold))))
+        if together < -0.7:
+            return (
+                f"score and outside judge go opposite ways from the beginning (correlation {together:.2f})",
+                {"score": mean(thirds(score)[1]), "gold": mean(thirds(gold)[1])},
+            )
+
+
+def _paid_many_times(log: Log):
+    """Var(R) from the value loss (R - V)^2 / 2 and the explained variance 1 - Var(R - V) / Var(R)."""
+    explained, highest = log["explained_variance"][0], max(map(abs, log["score"]))
+    spread = (2 * log["value_loss"][0] / (1 - explained)) ** 0.5 if explained < 1 else 0.0
+    if log["eos_rate"][0] < 0.95 and spread > 1.8 * highest:
         return (
-            f"the score goes from {score[0]:.3g} to {mean(thirds(score)[1]):.3g}, yet the outside judge never again "
-            f"gives the {gold[0]:.3g} of the beginning",
-            {"score": mean(thirds(score)[1]), "gold": mean(thirds(gold)[1])},
+            f"returns are spread by {spread:.3g} at first, {spread / highest:.2g} times the highest mean score, while "
+            f"{1 - log['eos_rate'][0]:.0%} of the texts do not end",
+            {"value_loss": log["value_loss"][0], "score": highest, "eos_rate": log["eos_rate"][0]},
         )
+
+
+def _unit_returns(log: Log):
+    lowest, highest = min(log["value_loss"]), max(log["value_loss"])
+    if len(log["value_loss"]) > 3 and lowest > 0.4 and highest < 0.51:
+        return (
+            f"the value loss stays between {lowest:.3g} and {highest:.3g}: half the square of something of spread 1, "
+            "whatever the critic learns",
+            {"value_loss": highest},
+        )
+
+
+def _value_loss_rules(log: Log):
+    pull = median(norm / loss**0.5 for norm, loss in zip(log["grad_norm_value"], log["value_loss"]) if loss > 0)
+    if pull > 10:
+        return (
+            f"the critic's gradient is {pull:.3g} times the root of its loss",
+            {"grad_norm_value": median(log["grad_norm_value"]), "value_loss": median(log["value_loss"])},
+        )
+
+
+def _runaway(log: Log):
+    late, score = mean(thirds(log["kl_per_token"])[1]), log["score"]
+    if late > 1 and not has_risen(score):
+        return (
+            f"the KL reaches {late:.3g} nats a token, and the score has not risen for it",
+            {"kl_per_token": late, "score": mean(thirds(score)[1])},
+        )
+
+
+def half(values: list[float]) -> list[float]:
+    """The first half of a column."""
+    return values[: (len(values) + 1) // 2]
+
+
+def _correlation(x: list[float], y: list[float]) -> float:
+    """Pearson's; 0 if one of them never changes."""
+    dx, dy = ([value - mean(values) for value in values] for values in (x, y))
+    spread = (sum(a * a for a in dx) * sum(b * b for b in dy)) ** 0.5
+    return sum(a * b for a, b in zip(dx, dy, strict=True)) / spread if spread else 0.0
 
 
 RULES: tuple[Rule, ...] = (
@@ -185,4 +237,12 @@ RULES: tuple[Rule, ...] = (
          "where the score is paid: on the last action, or one slot late, or in the last column?"),
     Rule("the score is upside down", False, ("score", "gold"), _upside_down,
          "the sign of the reward; which of a pair the reward model was taught to prefer"),
+    Rule("something is paid many times", False, ("value_loss", "explained_variance", "score", "eos_rate"),
+         _paid_many_times, "the penalty for a missing EOS: once for a text, or for each of its tokens?"),
+    Rule("returns of whitened advantages", False, ("value_loss",), _unit_returns,
+         "the order: returns first, from advantages as they are, and only then whitening"),
+    Rule("the value loss rules", False, ("grad_norm_value", "value_loss"), _value_loss_rules,
+         "the value coefficient that really reaches the loss; a layer that policy and critic share"),
+    Rule("the KL runs away", False, ("kl_per_token", "score"), _runaway,
+         "the sign of the KL penalty, its coefficient, and what it is averaged over"),
 )  # fmt: skip

@@ -66,7 +66,7 @@ BUGS = (
         seen_in="the write-up's final code, by reading: it indexes [B, T], not [B] (REFERENCES.md#writeup)",
         found_by="a component test on a row without EOS",
         fix="replace the score of the row *before* it is placed",
-        family="no sign in the log",
+        family="something is paid many times",
         plant=always(place_score=_on_every_token),
     ),
     Bug(

@@ -172,7 +172,7 @@ BUGS = (
         seen_in="what Transformers does when PAD equals EOS; https://github.com/jingyaogong/minimind/issues/541",
         found_by="a component test: the score of a text must depend on its EOS",
         fix="gather at sequence_lengths - 1",
-        family="the score says little",
+        family="no sign in the log",
         plant=always(read_score=_read_one_early),
     ),
     Bug(

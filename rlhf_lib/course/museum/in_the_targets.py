@@ -85,7 +85,7 @@ BUGS = (
         seen_in="RLHF in notebooks, by reading (REFERENCES.md#ash)",
         found_by="value_loss does not fall; a component test: returns minus values are the raw advantages",
         fix="returns first, then whitening",
-        family="the critic does not learn",
+        family="returns of whitened advantages",
         plant=always(gae=_already_whitened),
     ),
 )

@@ -56,7 +56,7 @@ BUGS = (
         seen_in="the write-up's policy degradation (REFERENCES.md#writeup)",
         found_by="grad_norm_value against that of other runs; reading the loss's parts",
         fix="no name twice",
-        family="no sign in the log",
+        family="the value loss rules",
         plant=always(combine_losses=_overwritten),
     ),
     Bug(
@@ -68,7 +68,7 @@ BUGS = (
         seen_in="the write-up's policy degradation (REFERENCES.md#writeup)",
         found_by="does it degrade when the critic is not trained? no: so it comes through the value loss",
         fix="no name twice; networks of their own",
-        family="the policy degrades",
+        family="the value loss rules",
         plant=always(combine_losses=_overwritten),
         start=shared_trunk,
         beside="healthy, shared trunk",

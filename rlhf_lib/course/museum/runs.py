@@ -51,7 +51,7 @@ def buggy_run(bug: Bug = HEALTHY, config: PPOConfig = RUN, *, seed: int = 0, upd
     """Train with the bug; the step-zero numbers are noted but do not stop it. `updates`: make only so many."""
     made: list[dict] = []
     try:
-        for metrics in _steps(bug, config, seed):
+        for metrics in steps(bug, config, seed):
             made.append(metrics)
             if len(made) == updates:
                 break
@@ -60,7 +60,8 @@ def buggy_run(bug: Bug = HEALTHY, config: PPOConfig = RUN, *, seed: int = 0, upd
     return MuseumRun(made)
 
 
-def _steps(bug: Bug, config: PPOConfig, seed: int) -> Iterator[dict]:
+def steps(bug: Bug, config: PPOConfig, seed: int) -> Iterator[dict]:
+    """The metrics of each update. What the step-zero assertions object to stops nothing."""
     prompts = PromptStream(TinyTLDR(seed), "ppo", batch_size=config.batch_size, updates=config.updates)
     parts = bug.parts()
     state = bug.start(config, parts, seed=seed, judge=prompts.judge)
