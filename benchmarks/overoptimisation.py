@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs; default: the recorded ones")
     parser.add_argument("--picture", type=Path, help="also draw score and gold against the KL into this SVG file")
     arguments = parser.parse_args()
-    recorded = [recordings.folder_of("tiny-overoptimised", seed) for seed in recordings.SEEDS]
+    recorded = [recordings.folder_of("tiny-overoptimised", seed) for seed in recordings.SEEDS["tiny-overoptimised"]]
     folders = arguments.runs or recorded
     metrics = {folder.name: read_lines(folder / "metrics.jsonl") for folder in folders}
     found = [describe(metrics[folder.name], read_lines(folder / "samples.jsonl")) for folder in folders]

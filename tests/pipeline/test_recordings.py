@@ -1,7 +1,5 @@
 """Recorded runs: small, complete, and of the settings that their preset has now."""
 
-import itertools
-
 import pytest
 
 from rlhf_lib.engine.run_folder import RunFolder, read_lines
@@ -9,8 +7,8 @@ from rlhf_lib.pipeline import recordings
 from rlhf_lib.pipeline.scales import world_of
 from rlhf_lib.pipeline.settings import load_settings
 
-ALL = list(itertools.product(recordings.PRESETS, recordings.SEEDS))
-LARGEST = 800_000  # bytes, all of them together
+ALL = recordings.RECORDED
+LARGEST = 300_000  # bytes a recording
 
 
 @pytest.mark.parametrize(("preset", "seed"), ALL)
@@ -22,6 +20,8 @@ def test_a_recording_is_of_its_preset(preset, seed):
     assert len(rows["sft"]) == recording.settings.sft.steps
     assert len(rows["reward_model"]) == recording.settings.reward_model.steps
     assert [row["update"] for row in recording.ppo] == list(range(recording.settings.ppo.updates))
+    assert (recording.report["preset"], recording.report["seed"]) == (preset, seed)
+    assert recording.report["ppo"]["kl_per_sequence"] == recording.ppo[-1]["kl_per_sequence"]
 
 
 @pytest.mark.parametrize(("preset", "seed"), ALL)
@@ -40,18 +40,21 @@ def test_samples_are_of_the_runs_world(preset, seed):
 
 def test_recordings_are_small():
     """Rejects models, checkpoints and all samples in the package."""
-    files = [path for path in recordings.RUNS.rglob("*") if path.is_file()]
-    assert {path.name for path in files} == {"settings.json", "metrics.jsonl", "samples.jsonl"}
-    assert len(files) == 3 * len(ALL)
-    assert sum(path.stat().st_size for path in files) < LARGEST
+    sizes = {path: path.stat().st_size for path in recordings.RUNS.rglob("*") if path.is_file()}
+    assert {path.name for path in sizes} == {"settings.json", "report.json", "metrics.jsonl", "samples.jsonl"}
+    assert {path.parent for path in sizes} == {recordings.folder_of(*one) for one in ALL}
+    for one in ALL:
+        assert sum(size for path, size in sizes.items() if path.parent == recordings.folder_of(*one)) < LARGEST
 
 
 def test_what_is_recorded(finished, tmp_path, monkeypatch):
-    """Rejects metrics that are rewritten, settings left out, and samples that are not the first."""
+    """Rejects metrics that are rewritten, times that make each rebuild another, and samples that are not the first."""
     monkeypatch.setattr(recordings, "SAMPLES", 5)
     recordings.record(RunFolder(finished), RunFolder(tmp_path / "new" / "seed0"))
     for name in ("settings.json", "metrics.jsonl"):
         assert (tmp_path / "new/seed0" / name).read_bytes() == (finished / name).read_bytes()
+    report, recorded = (RunFolder(path).read_json("report.json") for path in (finished, tmp_path / "new/seed0"))
+    assert {name: value for name, value in report.items() if name not in ("seconds", "peak_memory_mib")} == recorded
     assert read_lines(tmp_path / "new/seed0/samples.jsonl") == read_lines(finished / "samples.jsonl")[:5]
 
 
