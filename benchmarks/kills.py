@@ -2,6 +2,7 @@
 
     python -m benchmarks.kills                        about ten minutes on one idle core
     python -m benchmarks.kills --kills 5              a quick look
+    python -m benchmarks.kills --part 2/10            every tenth of the fifty, from the second: fifty in pieces
     python -m benchmarks.kills --set ppo.updates=30   a longer run to kill
 
 The moments are spread evenly over the time that the undisturbed run computes, from its first file to its end (computing
@@ -155,6 +156,7 @@ def content(out: Path) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="how many runs are killed (default 50)")
+    parser.add_argument("--part", type=part, default=(1, 1), metavar="K/N", help="every Nth kill, from the Kth")
     parser.add_argument("--set", dest="changes", action="append", default=[], help="KEY=VALUE, as `run` takes it")
     arguments = parser.parse_args()
     leaks = "ignore::UserWarning:multiprocessing.resource_tracker"  # what is killed does not tidy up
@@ -164,7 +166,8 @@ def main() -> None:
         seconds = Attempt(Path(folder) / "undisturbed", arguments.changes).finish()
         undisturbed = content(Path(folder) / "undisturbed")
         print(f"undisturbed: computes for {seconds:.1f} s from its first file; {len(undisturbed)} files", flush=True)
-        for number in range(arguments.kills):
+        first, step = arguments.part
+        for number in range(first - 1, arguments.kills, step):
             at = seconds * (number + 0.5) / arguments.kills
             out = Path(folder) / f"killed{number}"
             kills.append(kill_once(out, undisturbed, at, arguments.changes, writing=number % EVERY == 0))
@@ -174,6 +177,17 @@ def main() -> None:
     print(f"{same} of {len(kills)} runs ended like the undisturbed one; {hits} were killed before their end, {writing} "
           "of them while a checkpoint was being written")  # fmt: skip
     sys.exit(same < len(kills))
+
+
+def part(text: str) -> tuple[int, int]:
+    """K and N of "K/N".
+
+    raises  ValueError, which argparse explains, for anything else
+    """
+    first, step = map(int, text.split("/"))
+    if not 1 <= first <= step:
+        raise ValueError(text)
+    return first, step
 
 
 def show(number: int, kill: Kill) -> None:
