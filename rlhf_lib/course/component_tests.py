@@ -98,7 +98,7 @@ def test_masked_mean(masked_mean: Callable) -> None:
 
 
 def test_ppo_schedule(ppo_schedule: Callable) -> None:
-    """Raises AssertionError unless the rate falls from 1 at the first update to nearly 0 at the last, and never before."""
+    """Raises AssertionError unless the rate falls from 1 at the first update to 1 / steps at the last."""
     assert [ppo_schedule(step, 4) for step in range(4)] == [1, 0.75, 0.5, 0.25]
 
 

@@ -11,7 +11,7 @@ NOTHING = "no sign of a known bug"
 BROKEN_OFF = "the loss is not finite"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagnosis:
     """What the doctor says of a log.
 
@@ -59,6 +59,8 @@ class Diagnosis:
                 "  That is no clean bill: some bugs of the museum leave no sign in a log. Test the components."
             )
         return "\n".join(lines)
+
+    __repr__ = __str__
 
     @property
     def _verdict(self) -> str:
