@@ -9,13 +9,12 @@ Without folders it looks at the recorded runs that are shipped.
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_lib.engine.evaluation import repeats_itself
 from rlhf_lib.engine.run_folder import read_lines
 from rlhf_lib.pipeline import recordings
-from rlhf_lib.worlds.tiny_tldr.summaries import COMFORTABLE_LENGTH
 
 from .drawing import new_figure, save
 
@@ -83,24 +82,19 @@ def judge_run(metrics: list[dict]) -> Verdict:
     return judge_curves(*([row[name] for row in rows] for name in ("gold", "score", "kl_per_sequence")))
 
 
-def describe(metrics: list[dict], samples: list[dict]) -> dict[str, str]:
+def describe(metrics: list[dict], report: dict) -> dict[str, str]:
     """What one run shows, by the name of a row of the table."""
-    verdict = judge_run(metrics)
+    verdict, sft, ppo = judge_run(metrics), report["sft"], report["ppo"]
 
     def path(values: tuple[float, float, float]) -> str:
         return "{:.2f} → {:.2f} → {:.2f}".format(*values)
-
-    def shares(hacked) -> str:
-        return "{:.0%} → {:.0%}".format(
-            *(sum(hacked(row[by]["text"]) for row in samples) / len(samples) for by in ("sft", "policy"))
-        )
 
     return {
         "gold score: first, best, last five updates": path(verdict.gold),
         "reward model's score at the same time": path(verdict.score),
         "KL(policy, SFT), nats a summary": path(verdict.kl),
-        "says it twice, SFT → PPO": shares(repeats_itself),
-        f"longer than {COMFORTABLE_LENGTH} words": shares(lambda text: len(text.split()) > COMFORTABLE_LENGTH),
+        "summaries that say it twice, SFT → PPO": f"{sft['repetition_rate']:.1%} → {ppo['repetition_rate']:.1%}",
+        "words, SFT → PPO": f"{sft['response_length']:.1f} → {ppo['response_length']:.1f}",
         "over-optimised": "yes" if verdict.over_optimised else "no",
     }
 
@@ -126,7 +120,8 @@ def main() -> None:
     recorded = [recordings.folder_of("tiny-overoptimised", seed) for seed in recordings.SEEDS["tiny-overoptimised"]]
     folders = arguments.runs or recorded
     metrics = {folder.name: read_lines(folder / "metrics.jsonl") for folder in folders}
-    found = [describe(metrics[folder.name], read_lines(folder / "samples.jsonl")) for folder in folders]
+    reports = [json.loads((folder / "report.json").read_text(encoding="utf-8")) for folder in folders]
+    found = [describe(rows, report) for rows, report in zip(metrics.values(), reports, strict=True)]
     print("| | " + " | ".join(metrics) + " |")
     print("| --- |" + " ---: |" * len(found))
     for name in found[0]:
