@@ -44,7 +44,9 @@ def verdict(budget: Budget, memory: int) -> list[str]:
 
 def plan_of(settings: Settings, policy: ModelShape, *, prompt: int, **rest) -> Plan:
     """The plan of a run's PPO stage. `prompt`: tokens of the longest; `rest`: what no setting decides."""
-    ppo = settings.ppo
+    ppo, top = settings.ppo, settings.world.trainable_layers
+    if top is not None and rest.get("trainable_layers") is None:  # the preset's own frozen trunk
+        rest |= dict(trainable_layers=top, shared_trunk=True)
     return Plan(
         policy=policy, batch=ppo.batch_size, micro_batch=ppo.micro_batch_size, minibatches=ppo.minibatches,
         prompt=prompt, response=ppo.response_length, skip_unread=ppo.skip_unread, entropy=ppo.entropy_coef > 0, **rest,

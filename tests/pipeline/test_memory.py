@@ -24,6 +24,16 @@ def test_the_budget_of_a_preset():
     assert 40 < longest_prompt(settings) < 60
 
 
+def test_a_preset_s_frozen_trunk():
+    """Rejects a budget of whole models where a preset trains the top alone, and one that nothing can overrule."""
+    shape = shape_of(ASSETS / "sft")
+    settings = load_settings("tiny", ["world.trainable_layers=1"])
+    plan = plan_of(settings, shape, prompt=55)
+    assert (plan.trainable_layers, plan.shared_trunk) == (1, True)
+    assert estimate(plan).peak < estimate(PLAN).peak
+    assert plan_of(settings, shape, prompt=55, trainable_layers=2).trainable_layers == 2
+
+
 def test_too_little_memory_is_status_one_and_says_what_helps():
     """Rejects a verdict the wrong way round, and remedies that do not help, or not in order."""
     assert invoke("memory", "--gpu", "15GiB").exit_code == 0

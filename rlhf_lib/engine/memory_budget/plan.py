@@ -32,7 +32,7 @@ class Plan:
     shared_trunk: bool = False  # all four models hold what is frozen once, as with engine.frozen_trunk
     remembered: int = 0  # bytes of states that such a trunk remembers, at most
     gradient_checkpointing: bool = False  # a layer keeps its input, and runs again for backward
-    skip_unread: bool = False  # PPOConfig.skip_unread
+    skip_unread: bool = False  # PPOConfig.skip_unread; with PPOConfig.lean less is kept, and the budget is not for that
     entropy: bool = False  # the loss has an entropy bonus
     fused_attention: bool = True
     device: str = "cpu"
