@@ -52,7 +52,7 @@ class Checkpoint:
         self._refuse_misfits(models, optimizer)
         with torch.no_grad():
             for name, model in models.items():
-                for key, weight in model.named_parameters():
+                for key, weight in _learning(model):
                     weight.copy_(self.tensors[f"{name}/{key}"])
         state: dict[int, dict[str, Tensor]] = {}
         for key, tensor in self.tensors.items():
@@ -62,7 +62,7 @@ class Checkpoint:
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
     def _refuse_misfits(self, models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
-        weights = {f"{name}/{key}": weight.shape for name, m in models.items() for key, weight in m.named_parameters()}
+        weights = {f"{name}/{key}": weight.shape for name, m in models.items() for key, weight in _learning(m)}
         trained = [weight for group in optimizer.param_groups for weight in group["params"]]
         known = {str(place) for name in self.tensors if name.startswith("optimizer/") for place in [name.split("/")[1]]}
         moments = {
@@ -143,10 +143,15 @@ def read(path: Path) -> Checkpoint:
 
 def _tensors(models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Names to tensors; a weight that a model uses twice (tied embeddings) is stored once."""
-    weights = {f"{name}/{key}": weight.detach() for name, m in models.items() for key, weight in m.named_parameters()}
+    weights = {f"{name}/{key}": weight.detach() for name, m in models.items() for key, weight in _learning(m)}
     states = optimizer.state_dict()["state"]
     moments = {f"optimizer/{place}/{key}": value for place, state in states.items() for key, value in state.items()}
     return {name: tensor.contiguous() for name, tensor in {**weights, **moments}.items()}
+
+
+def _learning(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """What training changes, by name; the rest is in the folder that the model came from."""
+    return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..worlds.smollm2 import SmolTLDR
 from ..worlds.tiny_tldr.world import TinyTLDR
 from ..worlds.world import World
 from . import comparisons, evaluation
@@ -33,7 +34,17 @@ def tiny_world(settings: Settings) -> World:
     return TinyTLDR(settings.seed, repetition=settings.writers.repetition)
 
 
+def smol_world(settings: Settings) -> World:
+    return SmolTLDR(settings.seed, model=settings.world.model, repetition=settings.writers.repetition)
+
+
 SCALES = {
+    "smollm2": Scale(
+        world=smol_world,
+        collect_preferences=comparisons.collect,
+        load_preferences=comparisons.load,
+        judge=evaluation.by_gold,
+    ),
     "tiny": Scale(
         world=tiny_world,
         collect_preferences=comparisons.collect,

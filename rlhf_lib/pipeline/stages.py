@@ -25,7 +25,7 @@ from .texts import PromptStream, reference_texts
 def run_sft(run: Run) -> dict:
     """Imitate the reference summaries, starting from the world's base model."""
     config, world = run.settings.sft, run.world
-    state = sft.new_state(models.load_policy(world.base_folder), config)
+    state = sft.new_state(run.ready(models.load_policy(world.base_folder)), config)
 
     def steps(done: int) -> Iterator[dict]:
         state.step = done
@@ -49,7 +49,7 @@ def run_preferences(run: Run) -> dict:
 def run_reward_model(run: Run) -> dict:
     """Fit the preferences, starting from the SFT policy; then centre the scores on the reference summaries."""
     config, world, seed = run.settings.reward_model, run.world, run.settings.seed
-    scorer = models.scorer_from_policy(run.policy("sft"), seed=seed)
+    scorer = run.ready(models.scorer_from_policy(run.policy("sft"), seed=seed))
     state = reward_model.new_state(scorer, config)
     preferences = scale_of(run.settings).load_preferences(run)
 

@@ -15,8 +15,6 @@ from ..maths.records import Prompts, Samples, Texts
 from ..worlds.world import Post, World
 from .run import Run
 
-SAMPLED_AT_ONCE = 512  # rows; more would cost memory and gain nothing
-
 
 @dataclass(frozen=True)
 class Summary:
@@ -68,8 +66,9 @@ def write_summaries(
 ) -> Iterator[Summary]:
     """A summary of each post. Under the same key all policies draw with the same randomness."""
     tokenizer, world, steps = run.world.tokenizer, run.world, run.settings.ppo.response_length
-    for start in range(0, len(posts), SAMPLED_AT_ONCE):
-        here = posts[start : start + SAMPLED_AT_ONCE]
+    at_once = run.settings.world.sampled_at_once
+    for start in range(0, len(posts), at_once):
+        here = posts[start : start + at_once]
         prompts = make_prompts(world, here)
         randomness = uniforms(run.settings.seed, *key, start, rows=len(here), steps=steps)
         samples = sample(

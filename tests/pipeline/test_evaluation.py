@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from rlhf_lib.pipeline import texts
 from rlhf_lib.pipeline.evaluation import describe, win_rates
-from rlhf_lib.pipeline.texts import PromptStream, Summary, judge_samples, make_prompts, write_summaries
+from rlhf_lib.pipeline.texts import PromptStream, Summary, judge_samples, make_prompts, reference_texts, write_summaries
 from rlhf_lib.worlds.tiny_tldr import pretrain
 from rlhf_lib.worlds.tiny_tldr.posts import Post
 from rlhf_lib.worlds.tiny_tldr.world import TinyTLDR
@@ -89,12 +88,12 @@ def test_judged_samples(policy, tmp_path):
     assert {summary.finished for summary in summaries} == {True, False} or not any(s.finished for s in summaries)
 
 
-def test_many_posts_are_written_in_parts(policy, tmp_path, monkeypatch):
+def test_many_posts_are_written_in_parts(policy, tmp_path):
     """Rejects a part that is dropped, doubled or out of order. Greedy: no randomness depends on the cut."""
     run, posts = small_run(tmp_path), WORLD.posts("test", 7)
     whole = list(write_summaries(run, policy, posts, "test", temperature=0.0))
-    monkeypatch.setattr(texts, "SAMPLED_AT_ONCE", 3)
-    assert list(write_summaries(run, policy, posts, "test", temperature=0.0)) == whole
+    in_parts = small_run(tmp_path, "world.sampled_at_once=3")
+    assert list(write_summaries(in_parts, policy, posts, "test", temperature=0.0)) == whole
 
 
 def test_the_prompts_of_ppo():
@@ -105,7 +104,7 @@ def test_the_prompts_of_ppo():
     for update, prompts in enumerate(stream.batches()):
         here = slice(4 * update, 4 * update + 4)
         assert torch.equal(prompts.tokens, make_prompts(WORLD, posts[here]).tokens)
-        samples = texts.reference_texts(WORLD, posts[here])
+        samples = reference_texts(WORLD, posts[here])
         gold = [WORLD.gold(post, text, finished=True) for post, text in zip(posts[here], references[here], strict=True)]
         assert stream.judge(samples).tolist() == gold
         assert [summary.text for summary in judge_samples(WORLD, posts[here], samples)] == references[here]

@@ -18,7 +18,7 @@ class TinyTLDR:
     repetition  share of the reference summaries that say everything twice
     """
 
-    base_folder = ASSETS / "base"
+    base_folder: str | Path = ASSETS / "base"
     context = 128  # tokens that the shipped models can read
     longest_prompt = 57  # tokens: every sentence of the grammar at its longest
 

