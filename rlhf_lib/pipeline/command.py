@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -13,6 +13,8 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from ..algorithms.parts import Parts
+from ..engine import distributed
+from ..engine.onlooker import Onlooker
 from ..engine.run_folder import RunFolder, read_lines
 from . import assets
 from .errors import OccupiedError, SettingsError
@@ -57,20 +59,21 @@ def run(
         if stage not in STAGES:
             raise SettingsError(f"there is no stage {stage!r}; the stages are {', '.join(STAGES)}")
     only_our_bars()
-    folder = RunFolder(out)
-    with only_run_in(folder):
+    distributed.begin()
+    folder = RunFolder(out) if distributed.is_main() else Onlooker(out)
+    with only_run_in(folder) if distributed.is_main() else nullcontext():
         here = Run(
             settings,
             world_of(settings),
             folder,
             RunFolder(source or out),
             Parts(),
-            progress_bar,
+            progress_bar if distributed.is_main() else without_a_bar,
             resume=resume,
             checkpoint_seconds=checkpoint_seconds,
         )
         report = run_pipeline(here, [stage for stage in STAGES if stage in (stages or STAGES)])
-        if report["sft"]:
+        if report["sft"] and distributed.is_main():
             show_result(folder, report, write_report(out))
 
 
@@ -133,6 +136,11 @@ def progress_bar(stage: str, steps: Iterator[dict], total: int, done: int = 0) -
             }
             bar.set_postfix(shown, refresh=False)
             yield step
+
+
+def without_a_bar(stage: str, steps: Iterator[dict], total: int, done: int = 0) -> Iterator[dict]:
+    """Of several processes one shows bars."""
+    yield from steps
 
 
 def show_samples(console: Console, rows: list[dict], count: int = 4) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 
 from .. import __version__
+from ..engine import distributed
 from ..engine.files import brief
 from ..engine.run_folder import peak_memory_mib, stopwatch
-from .errors import OccupiedError, SettingsError
+from .errors import OccupiedError, SettingsError, TrainingError
 from .inputs import damage_explained
 from .run import Run
 from .settings import Settings, from_json, keys
@@ -35,6 +37,7 @@ def run_pipeline(run: Run, stages: Sequence[str] = tuple(STAGES)) -> dict:
     run.out.check_logs()
     run.out.write_json("settings.json", asdict(run.settings))
     finished = run.out.read_json("results.json", {})
+    distributed.wait_for_all()  # before anybody writes what another one might take for a run in its way
     results = {**run.source.read_json("results.json", {}), **finished}
     for stage in stages:
         if run.resume and stage in finished:
@@ -42,8 +45,9 @@ def run_pipeline(run: Run, stages: Sequence[str] = tuple(STAGES)) -> dict:
         finished = {}  # what follows was made from what this stage makes anew
         seconds: dict[str, float] = {}
         forget_checkpoints_after(run, stage)
-        with stopwatch(seconds, stage):
+        with stopwatch(seconds, stage), loss_explained(run, stage):
             found = STAGES[stage](run)
+            distributed.wait_for_all()  # for what the main process has saved
         results = {name: results[name] for name in itertools.takewhile(stage.__ne__, STAGES) if name in results}
         results[stage] = {**found, "seconds": seconds[stage], "peak_memory_mib": peak_memory_mib()}
         run.out.write_json("results.json", results)
@@ -104,8 +108,22 @@ def refuse_to_overwrite(run: Run, stages: Sequence[str]) -> None:
         )
 
 
+@contextmanager
+def loss_explained(run: Run, stage: str) -> Iterator[None]:
+    """What to do when one of several processes has ended and the others cannot go on."""
+    try:
+        yield
+    except distributed.LostProcessError as error:
+        raise TrainingError(
+            f"stage {stage}: {error}; another process was killed, or failed and says why above. Nothing that was saved "
+            f"is lost: the same command with --resume goes on in {run.out.path}"
+        ) from error
+
+
 def forget_checkpoints_after(run: Run, stage: str) -> None:
     """Later stages' checkpoints come from what this stage is about to make anew."""
+    if not distributed.is_main():
+        return
     later = itertools.islice(itertools.dropwhile(stage.__ne__, STAGES), 1, None)
     for name in later:
         shutil.rmtree(run.out / "checkpoints" / name, ignore_errors=True)

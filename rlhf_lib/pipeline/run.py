@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,8 +15,9 @@ from torch import nn
 
 from ..algorithms.parts import Parts
 from ..algorithms.step_zero import StepZeroError
-from ..engine import checkpoint, dump, models
+from ..engine import checkpoint, distributed, dump, models
 from ..engine.files import brief, naming
+from ..engine.frozen_trunk import FrozenTrunk
 from ..engine.interrupt import graceful_stop
 from ..engine.optimiser import NonFiniteError
 from ..engine.run_folder import RunFolder, read_lines
@@ -52,11 +54,20 @@ class Run:
 
     def policy(self, name: str) -> nn.Module:
         """A policy that an earlier stage left, once its vocabulary is known to be the world's."""
-        return models.load_policy(self._with_our_vocabulary(self.input(name)))
+        return self.ready(models.load_policy(self._with_our_vocabulary(self.input(name))))
 
     def scorer(self, name: str) -> nn.Module:
         """A reward model that an earlier stage left, likewise."""
-        return models.load_scorer(self._with_our_vocabulary(self.input(name)))
+        return self.ready(models.load_scorer(self._with_our_vocabulary(self.input(name))))
+
+    def ready(self, model: nn.Module) -> nn.Module:
+        """The model as this run trains it: whole, or with a frozen trunk that all models of the run share."""
+        return self.trunk.adopt(model) if self.trunk else model
+
+    @cached_property
+    def trunk(self) -> FrozenTrunk | None:
+        layers = self.settings.world.trainable_layers
+        return layers and FrozenTrunk(trainable_layers=layers, pad_token_id=self.world.tokenizer.pad_token_id)
 
     def train(
         self,
@@ -71,19 +82,22 @@ class Run:
         steps  gives the steps that follow when so many are done; all randomness in it depends on the step alone
         """
         start = self._restore(stage, trained, optimizer)
-        logged = mirrored(
-            self.out / "tensorboard" / stage, self.out.log(stage, steps(start), start=start), before=self._logged(stage)
-        )
+        distributed.wait_for_all()  # before the main process saves what comes after it
+        logged = self.out.log(stage, steps(start), start=start)
+        if distributed.is_main():
+            logged = mirrored(self.out / "tensorboard" / stage, logged, before=self._logged(stage))
         shown = self.progress(stage, logged, total, done=start)
         last_saved = time.monotonic()
         with graceful_stop() as stop, closing(shown), self._explained(stage, trained):
             for done, _ in enumerate(shown, start + 1):
-                if time.monotonic() - last_saved >= self.checkpoint_seconds or done == total or stop.requested:
+                stopping = distributed.any_process(stop.requested)
+                due = time.monotonic() - last_saved >= self.checkpoint_seconds or done == total or stopping
+                if due and distributed.is_main():
                     dump.refuse_non_finite(trained)
                     facts = {"metrics_bytes": self.out.flush("metrics.jsonl")}
                     checkpoint.save(self._checkpoints(stage), done, trained, optimizer, facts)
                     last_saved = time.monotonic()
-                if stop.requested and done < total:
+                if stopping and done < total:
                     raise StoppedError(
                         f"stopped in stage {stage} after step {done} of {total}; nothing is lost: the same command "
                         "with --resume goes on from here"
@@ -125,6 +139,8 @@ class Run:
 
     def save(self, name: str, model: nn.Module) -> None:
         """A folder that plain `from_pretrained` loads, tokenizer included; it appears when it is complete."""
+        if not distributed.is_main():
+            return
         draft = self.out / f".{name}.draft"
         with naming(self.out / name):
             shutil.rmtree(draft, ignore_errors=True)
@@ -147,7 +163,8 @@ class Run:
                 f"{stage} anew"
             ) from error
         self.out.restart_stage(stage)
-        shutil.rmtree(self._checkpoints(stage), ignore_errors=True)
+        if distributed.is_main():
+            shutil.rmtree(self._checkpoints(stage), ignore_errors=True)
         return 0
 
     def _checkpoints(self, stage: str) -> Path:

@@ -1,0 +1,88 @@
+"""A run of two processes: the files of one, and what happens when one of the two is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rlhf_lib.engine.run_folder import read_lines
+
+SMALL = [
+    f"--set={change}"
+    for change in (
+        "sft.steps=2", "preferences.posts=16", "preferences.held_out_posts=4", "reward_model.steps=2", "ppo.updates=4",
+        "ppo.batch_size=8", "evaluation.posts=8", "evaluation.bootstrap=20",
+    )
+]  # fmt: skip
+TOLERANCE = 1e-4  # of metrics after four updates; seen below 5e-6
+PATIENCE = 120  # seconds for a process to say that it has lost the other
+
+
+def start(out: Path, processes: int, *more: str) -> list[subprocess.Popen]:
+    """As `torchrun` would, but for the guard that ends all when one does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = dict(WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1")
+    command = [sys.executable, "-m", "rlhf_lib", "run", "--out", str(out), "--checkpoint-seconds", "0", *SMALL, *more]
+    return [
+        subprocess.Popen(
+            command, env=os.environ | group | dict(RANK=str(rank), LOCAL_RANK=str(rank)), text=True, encoding="utf-8",
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )
+        for rank in range(processes)
+    ]  # fmt: skip
+
+
+def finish(out: Path, processes: int, *more: str) -> None:
+    started = start(out, processes, *more)
+    complaints = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0] * processes, complaints
+
+
+def texts(folder: Path) -> list:
+    return [read_lines(folder / name) for name in ("preferences.jsonl", "samples.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone")
+    finish(out, 1)
+    return out
+
+
+def numbers(folder: Path) -> list[dict]:
+    return [
+        {name: value for name, value in row.items() if name != "stage"} for row in read_lines(folder / "metrics.jsonl")
+    ]
+
+
+def test_a_killed_process_and_a_run_that_goes_on(alone, tmp_path):
+    """Rejects a process that waits for ever for one that is gone, and a run of two that is another run.
+
+    The one that is left says what to do, in one line; after that both go on from the checkpoint and end with the
+    texts of a single process, and with its metrics up to the order of sums.
+    """
+    first, second = start(tmp_path, 2)
+    deadline = time.monotonic() + PATIENCE
+    checkpoints = tmp_path / "checkpoints" / "ppo"
+    while not (checkpoints.exists() and any(checkpoints.glob("step-*"))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second.send_signal(signal.SIGKILL)
+    complaint = first.communicate(timeout=PATIENCE)[1]
+    second.communicate()
+    assert first.returncode not in (0, None)
+    last = complaint.strip().splitlines()[-1]
+    assert "has lost the others" in last and "--resume" in last and str(tmp_path) in last, complaint
+    finish(tmp_path, 2, "--resume")
+    assert texts(tmp_path) == texts(alone)
+    assert len(numbers(tmp_path)) == len(numbers(alone))
+    for found, expected in zip(numbers(tmp_path), numbers(alone), strict=True):
+        assert found == pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE)
