@@ -27,7 +27,9 @@ def course() -> None:
 @app.command()
 def run(
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for everything the run writes; made if missing.")],
-    preset: Annotated[str, typer.Option(help="Which model, data and sizes: tiny or tiny-overoptimised or smollm2.")] = "tiny",
+    preset: Annotated[
+        str, typer.Option(help="Which model, data and sizes: tiny or tiny-overoptimised or smollm2.")
+    ] = "tiny",
     seed: Annotated[int, typer.Option(help="Decides posts, samples and labels; the same seed gives the same run.")] = 0,
     changes: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable. See `settings`.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
@@ -49,7 +49,8 @@ CONFIGS = {  # of every other lesson: SHORT
     "09_mixed_precision": replace(SHORT, updates=3),  # a ratio that never overflows changes nothing
     "10_memory_and_speed": replace(SHORT, updates=3),  # it changes memory, not results
 }
-BUILDS_ON = {"07_full_gpu_run": tuple(MODULES)[:6]}
+BEFORE_THE_WHOLE = tuple(lesson for lesson in MODULES if lesson < "07")
+BUILDS_ON = {"07_full_gpu_run": BEFORE_THE_WHOLE}
 NOT_IN_PPO = {"target_mask", "sft_loss", "preference_loss", "kl_k2"}  # SFT's, the reward model's, and nobody's
 Config = PPOConfig | FineTuning
 
@@ -119,14 +120,14 @@ def train_with(lesson: str, config: Config | None = None, *, seed: int = 0) -> T
     mine = answers.load(lesson)
     if not mine:
         return NothingToTrainWith(lesson)
-    return trial({**_earlier(lesson), **mine}, config or CONFIGS.get(lesson, SHORT), seed=seed)
+    return trial({**kept_for_ppo(BUILDS_ON.get(lesson, ())), **mine}, config or CONFIGS.get(lesson, SHORT), seed=seed)
 
 
-def _earlier(lesson: str) -> dict[str, Callable]:
-    """What a lesson that puts all together builds on: every answer of earlier lessons that PPO has a use for."""
+def kept_for_ppo(lessons: Iterable[str] = BEFORE_THE_WHOLE) -> dict[str, Callable]:
+    """The learner's answers to these lessons that have passed, by name: those that PPO has a use for."""
     found: dict[str, Callable] = {}
-    for before in BUILDS_ON.get(lesson, ()):
-        found |= answers.load(before)
+    for lesson in lessons:
+        found |= answers.load(lesson)
     return {name: function for name, function in found.items() if name not in NOT_IN_PPO}
 
 
