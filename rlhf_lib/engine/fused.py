@@ -145,6 +145,46 @@ def _in_rows(grouped: Tensor, place: Tensor) -> Tensor:
     return grouped.view(rows, -1, states, grouped.shape[-1]).transpose(1, 2)
 
 
+def chosen_log_probs(states: Tensor, actions: Tensor, weight: Tensor, *, temperature: float, rows: int) -> Tensor:
+    """[N] log-probability of each action [N] under softmax(states weight^T / temperature), `rows` states at a time.
+
+    It keeps the states alone. Backward makes the logits of each block again, in one buffer that becomes their gradient
+    in place, and adds all blocks into one gradient of the weight [V, D].
+    """
+    return _ChosenLogProbs.apply(states, weight, actions, temperature, rows)
+
+
+class _ChosenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, states, weight, actions, temperature, rows):
+        ctx.save_for_backward(states, weight, actions)
+        ctx.rest = temperature, rows
+        buffer = states.new_empty(min(rows, len(states)), len(weight))
+        found = []
+        for some, chosen in zip(states.split(rows), actions.split(rows), strict=True):
+            logits = torch.mm(some, weight.T, out=buffer[: len(some)]).div_(temperature)
+            torch.log_softmax(logits, -1, out=logits)
+            found.append(logits.gather(-1, chosen[:, None]).squeeze(-1))
+        return torch.cat(found)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        states, weight, actions = ctx.saved_tensors
+        temperature, rows = ctx.rest
+        buffer = states.new_empty(min(rows, len(states)), len(weight))
+        of_states, of_weight = torch.empty_like(states), torch.zeros_like(weight)
+        grad = (grad / temperature)[:, None]
+        blocks = (whole.split(rows) for whole in (states, actions[:, None], grad, of_states))
+        for some, chosen, upstream, of_some in zip(*blocks, strict=True):
+            logits = torch.mm(some, weight.T, out=buffer[: len(some)]).div_(temperature)
+            torch.softmax(logits, -1, out=logits)
+            of_logits = logits.mul_(-upstream).scatter_add_(-1, chosen, upstream)
+            torch.mm(of_logits, weight, out=of_some)
+            of_weight.addmm_(of_logits.T, some)
+        return of_states, of_weight, None, None, None
+
+
 def _turn(numbers: Tensor, angles: Tensor, turned: int) -> Tensor:
     """In place; see `spread`."""
     pairs = numbers[..., :turned].unflatten(-1, (-1, angles.shape[-1], 2))

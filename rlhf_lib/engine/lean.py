@@ -44,12 +44,12 @@ def only_what_is_read(read: Bool[Tensor, "B states"], *of: nn.Module) -> Iterato
     bodies = {id(model.base_model): model.base_model for model in of}.values()
     for body in bodies:
         refuse_if_not_lean(body)
-        body.forward = partial(_lean_forward, body, read)
+        body.forward, body.lean = partial(_lean_forward, body, read), True
     try:
         yield
     finally:
         for body in bodies:
-            del body.forward
+            del body.forward, body.lean
 
 
 def refuse_if_not_lean(body: nn.Module) -> None:

@@ -22,6 +22,7 @@ from ..maths.alignment import acting_states, action_log_probs, actions_of
 from ..maths.masking import keep, mask_from_lengths
 from ..maths.records import Texts
 from ..maths.shapes import ActionMask, PerAction, PerRow, PerState, Tokens
+from .fused import chosen_log_probs
 from .loading import load_model
 
 States, Actions, PerChoice = Float[Tensor, "N D"], Int[Tensor, "N"], Float[Tensor, "N"]
@@ -123,11 +124,13 @@ def score_actions(
              ever exists
     """
     states = acting_states(hidden_states(model, tokens))[action_mask]
-    head = model.get_output_embeddings()
-    log_probs, entropies = score_in_blocks(
-        head, states, actions_of(tokens)[action_mask],
-        temperature=temperature, rows=max(1, LOGITS_AT_ONCE // head.weight.shape[0]), entropy=entropy,
-    )  # fmt: skip
+    head, actions = model.get_output_embeddings(), actions_of(tokens)[action_mask]
+    how = dict(temperature=temperature, rows=max(1, LOGITS_AT_ONCE // head.weight.shape[0]))
+    if len(states) > how["rows"] and entropy is no_entropy and hasattr(model.base_model, "lean"):
+        log_probs = chosen_log_probs(states, actions, head.weight, **how)
+        entropies = torch.zeros_like(log_probs)
+    else:
+        log_probs, entropies = score_in_blocks(head, states, actions, entropy=entropy, **how)
     blank = torch.zeros(action_mask.shape, dtype=log_probs.dtype, device=log_probs.device)
     return blank.masked_scatter(action_mask, log_probs), blank.masked_scatter(action_mask, entropies)
 

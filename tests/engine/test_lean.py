@@ -149,6 +149,23 @@ def test_another_model_is_refused(reason):
     assert "forward" not in vars(model.base_model)
 
 
+@pytest.mark.parametrize("rows", [1, 5, 1000])
+def test_log_probs_in_blocks_with_one_gradient_of_the_head(monkeypatch, rows):
+    """Rejects a last block that is dropped, a forgotten temperature or sign, and a gradient of one block alone."""
+    monkeypatch.setattr(models, "LOGITS_AT_ONCE", rows * VOCAB)
+    texts = ragged_texts()
+    mask = action_mask_from_lengths(texts.prompt_lengths, texts.sequence_lengths, texts.tokens.shape[1])
+
+    def look(within):
+        model = llama(4, 4, 2)
+        with within(acting_mask(mask), model):
+            found, _ = models.score_actions(model, texts.tokens, mask, temperature=0.7, entropy=models.no_entropy)
+        (found * torch.linspace(-1, 1, found.numel()).view_as(found).sin()).sum().backward()
+        return found.detach(), gradients_of(model)
+
+    torch.testing.assert_close(look(lean.only_what_is_read), look(plainly), **CLOSE)
+
+
 def test_mixed_precision_is_refused():
     """Rejects float32 states added to products in bfloat16 without a word."""
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="it runs in mixed precision"):
