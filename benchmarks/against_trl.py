@@ -43,7 +43,8 @@ What differs:
 - TRL takes the rollout's log-probabilities from the sampler; ours makes a forward pass of its own for them.
 - TRL pads prompts on the left and gives a mask; ours pads on the right and needs none.
 - TRL runs the head at every token and logs an entropy at every step; ours runs it at the actions, in blocks.
-- Ours skips the last feed-forward part where nothing is read (`ppo.skip_unread`, off by default).
+- Ours runs with `ppo.lean` (off by default): no padding, what rows begin with alike made once, the last layer only in
+  states that are read, and fewer passes over memory in norms, rotations, gates and attention.
 - Sampling: `generate` with multinomial draws against one uniform number and the inverse CDF.
 - Ours checks three things before the first update; that update is not counted.
 """.strip()

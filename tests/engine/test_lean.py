@@ -70,9 +70,13 @@ def test_what_is_read_is_what_it_would_be(monkeypatch, shape, what, long):
 
 
 def test_rows_that_begin_alike_stay_apart_where_they_part():
-    """Rejects states shared by rows that differ before them, agree again later, or stand in another order."""
-    tokens = torch.tensor([[5, 6, 7, 8, 9], [5, 6, 9, 8, 9], [4, 6, 7, 8, 9], [5, 6, 7, 8, 9], [5, 6, 7, 3, PAD]])
-    read = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 0, 1, 0], [0, 0, 1, 1, 0]]).bool()
+    """Rejects states shared by rows that differ before them, agree again later, or of which one is read less far."""
+    tokens = torch.tensor(
+        [[5, 6, 7, 8, 9], [5, 6, 7, 8, 9], [5, 6, 9, 8, 9], [4, 6, 7, 8, 9], [5, 6, 7, 8, 9], [5, 6, 7, 3, PAD]]
+    )
+    read = torch.tensor(
+        [[0, 0, 1, 0, 0], [0, 0, 1, 1, 1], [0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 0, 1, 0], [0, 0, 1, 1, 0]]
+    ).bool()
     look = states_where(read)
     found, expected = (look(tiny_llama(), tokens, within) for within in (lean.only_what_is_read, plainly))
     torch.testing.assert_close(found, expected, **CLOSE)
