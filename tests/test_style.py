@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "maths": ("maths",),
     "engine": ("maths", "engine"),
     "worlds": ("maths", "worlds"),
+    "worlds.smollm2": ("maths", "engine", "worlds"),
     "worlds.tldr": ("maths", "engine", "worlds"),  # it reads files, and calls damage and padding what the engine does
     "algorithms": ("maths", "engine", *SHARED_BY_ALGORITHMS),
     "pipeline": ("maths", "engine", "worlds", "algorithms", "pipeline"),
