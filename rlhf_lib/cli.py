@@ -56,7 +56,7 @@ def run(
         float, typer.Option(metavar="SECONDS", help="Save a checkpoint this often; 0 saves after every step.")
     ] = 10.0,
 ) -> None:
-    """Train a summariser: SFT, preferences, reward model, PPO, evaluation. Needs no network.
+    """Train a summariser: SFT, preferences, reward model, PPO, evaluation. The tiny presets need no network.
 
     Writes the models sft/ reward_model/ policy/ value/ (plain from_pretrained loads them), metrics.jsonl,
     timing.jsonl, samples.jsonl, report.json and report.html; and tensorboard/ where TensorBoard is installed.
