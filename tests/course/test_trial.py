@@ -17,7 +17,8 @@ from rlhf_lib.course.trial import PPO, NothingToTrainWith, Trial, trial
 from rlhf_lib.maths import advantages, losses, masking
 from tests.course.written import solutions_of, solved
 
-NOT_IN_PPO = {"kl_k2", "round_to_bfloat16", "loss_scales"}  # it pays k1 and watches k3; the others are for paper
+# It pays k1 and watches k3; the others are for paper.
+NOT_IN_PPO = {"kl_k2", "round_to_bfloat16", "loss_scales", "held_bytes", "layer_bytes"}
 ONE_UPDATE = replace(SHORT, updates=1, batch_size=8)
 ONE_STEP = FineTuning(updates=1, rows=8, posts=2, unseen=2)
 SMALLEST = {"06_sft_and_reward_model": ONE_STEP}
