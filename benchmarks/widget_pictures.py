@@ -45,6 +45,10 @@ SHOTS = [
     Shot("gae_explorer", "GAE explorer", "gae_explorer(*shipped, row=1)", {"lam": 0.8, "rewards": [[4, 2.0]]}),
     Shot("kl_explorer", "KL explorer", "kl_explorer(**test_divergence.of_a_row(1))", {"draws": 1000}),
     Shot("clip_explorer", "Clip explorer", "clip_explorer(*test_clip.moved())"),
+    Shot(
+        "bug_board", "Blind bug board", "bug_board(7)",
+        {"update": 7, "struck": ["KL averaged over the padded row"], "asked": ["component tests"]},
+    ),
     Shot("float_bits", "Float bits", "float_bits(test_floats.NUMBERS)", {"chosen": 2, "value": 18_743_296.0}),
     Shot(
         "memory_budget", "Memory budget", "memory_budget(test_memory.PLAN)",
@@ -65,7 +69,7 @@ def take(lab, browser, shot: Shot) -> None:
     """Both pictures of one instrument."""
     jupyter.write_notebook(lab.folder / f"{shot.name}.ipynb", SETUP + RUN, f"it = {shot.cell}\nit")
     notebook = jupyter.Notebook(browser, lab, f"{shot.name}.ipynb")
-    notebook.page.set_viewport_size({"width": WIDTH + 420, "height": 1300})
+    notebook.page.set_viewport_size({"width": WIDTH + 420, "height": 1900})
     notebook.run_all()
     notebook.run_python(shot.wait)
     widget = notebook.widget(shot.title)

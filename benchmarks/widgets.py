@@ -20,7 +20,7 @@ from tests.browser import lab as jupyter
 SETUP = """
 import torch
 from rlhf_lib.course.widgets import alignment_microscope, clip_explorer, gae_explorer, kl_explorer, mask_explorer
-from rlhf_lib.course.widgets import float_bits, memory_budget
+from rlhf_lib.course.widgets import bug_board, float_bits, memory_budget
 from rlhf_lib.course.widgets.dashboard import ReplayDashboard
 from rlhf_lib.pipeline.assets import load_rollout
 from rlhf_lib.worlds.tiny_tldr.tokenizer import make_tokenizer
@@ -82,6 +82,9 @@ slider.value = (Number(slider.value) + 1) % (Number(slider.max) + 1);
 slider.dispatchEvent(new Event("input"));
 return answered;
 """
+STRIKE = """
+root.querySelector("input[type=checkbox]").click();
+"""
 CLICK_PLANE = """
 const plane = root.querySelector("svg.clip-plane");
 const box = plane.getBoundingClientRect();
@@ -112,6 +115,7 @@ KL = {"temperature": SLIDE, "another state": NEXT_ROW, "draws": NEXT_RADIO.forma
 DASHBOARD = {"another update": NEXT_UPDATE}
 CLIP = {"clip": SLIDE, "the point": CLICK_PLANE}
 FLOATS = {"a bit": TOGGLE_CELL, "the format": NEXT_RADIO.format(group=0), "another number": NEXT_ROW}
+BUGS = {"a suspect struck": STRIKE, "another update": NEXT_UPDATE}
 MEMORY = {"another prompt, Python's answer included": NEXT_PROMPT}
 CASES = [
     Case("Alignment microscope", "64 x 65", "alignment_microscope(*shipped)", MICROSCOPE),
@@ -124,6 +128,7 @@ CASES = [
     Case("KL explorer", "1 state, 5000 tokens", "kl_explorer(torch.randn(1, 5000), rollouts.Texts(5000 * ['w']))", KL),
     Case("Clip explorer", "564 actions", "clip_explorer(*test_clip.moved())", CLIP),
     Case("Clip explorer", "64 x 127", "clip_explorer(*test_clip.wide())", CLIP),
+    Case("Blind bug board", "19 curves", "bug_board()", BUGS),
     Case("Float bits", "32 bits", "float_bits(test_floats.NUMBERS, format='float32')", FLOATS),
     Case("Memory budget", "6 layers", "memory_budget(test_memory.PLAN)", MEMORY),
     Case("Training dashboard", "12 updates", "ReplayDashboard(test_dashboard.steps())", DASHBOARD),

@@ -5,6 +5,7 @@
     gae_explorer          lesson 03   gamma, lambda, an edited reward: how credit moves
     kl_explorer           lesson 04   temperature, top-k, top-p: what is cut, and what KL and its estimators make of it
     clip_explorer         lesson 05   every action by ratio and advantage; clip, loss and slope at a point set by hand
+    bug_board             lesson 08   a blind run over healthy ones; suspects, instruments at a price, a verdict
     float_bits            lesson 09   a number bit by bit in float32, bfloat16 and FP16; its neighbours; overflow
     memory_budget         lesson 10   an update's memory by phase against a GPU; what each setting does to it
     training_dashboard    lesson 00   a PPO run while it trains; `replay_dashboard` shows a finished one
@@ -25,6 +26,7 @@ To write another one:
    compares it with numbers computed in Python.
 """
 
+from .bugs import bug_board
 from .clip import clip_explorer
 from .credit import gae_explorer
 from .dashboard import replay_dashboard, training_dashboard
@@ -38,6 +40,7 @@ from .microscope import alignment_microscope
 __all__ = [
     "Instrument",
     "alignment_microscope",
+    "bug_board",
     "clip_explorer",
     "float_bits",
     "gae_explorer",
