@@ -93,7 +93,7 @@ def collect(state: PPOState, batch: Prompts, config: PPOConfig, parts: Parts) ->
     The log-probabilities that PPO uses come from these passes, never from the sampler (see lesson 04).
     """
     randomness = uniforms(state.seed, "ppo", state.update, rows=len(batch.tokens), steps=config.response_length)
-    with lean_decoding(*([state.policy] if config.lean else [])):
+    with lean_decoding(state.policy, lean=config.lean):
         samples = parts.sample(
             state.policy, batch.tokens, batch.lengths, randomness,
             temperature=config.temperature, eos_token_id=state.eos_token_id, pad_token_id=state.pad_token_id,

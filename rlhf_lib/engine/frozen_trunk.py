@@ -31,6 +31,7 @@ class FrozenTrunk:
         self.trainable_layers, self.pad_token_id = trainable_layers, pad_token_id
         self.body: nn.Module | None = None
         self.remembered: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
+        self.bytes = 0  # of what is remembered
 
     def adopt(self, model: nn.Module) -> nn.Module:
         """The same model with this trunk in place of its own. What trains is what `train_top_layers` says.
@@ -61,17 +62,17 @@ class FrozenTrunk:
         """[T, D] of one row, from memory if it is there."""
         if row not in self.remembered:
             tokens = torch.tensor([row], device=self.body.get_input_embeddings().weight.device)
-            self.remembered[row] = type(self.body).forward(
-                self.body, input_ids=tokens, use_cache=False
-            ).last_hidden_state[0]  # fmt: skip
-            self._forget_the_oldest()
+            found = type(self.body).forward(self.body, input_ids=tokens, use_cache=False)
+            self._remember(row, found.last_hidden_state[0])
         self.remembered.move_to_end(row)
         return self.remembered[row]
 
-    def _forget_the_oldest(self) -> None:
-        held = sum(states.nbytes for states in self.remembered.values())
-        while held > REMEMBERED_BYTES:
-            held -= self.remembered.popitem(last=False)[1].nbytes
+    def _remember(self, row: tuple[int, ...], states: Tensor) -> None:
+        """And forget the oldest that there is no room for."""
+        self.remembered[row] = states
+        self.bytes += states.nbytes
+        while self.bytes > REMEMBERED_BYTES:
+            self.bytes -= self.remembered.popitem(last=False)[1].nbytes
 
 
 def _forward(trunk: FrozenTrunk, body: nn.Module, input_ids: Tokens, use_cache: bool = True, **options):

@@ -63,7 +63,7 @@ def refuse_if_not_lean(body: nn.Module) -> None:
         "it is not in float32": any(weight.dtype != torch.float32 for weight in body.parameters()),
         "its rotation depends on how long the text is": _rope_type(config) in ("dynamic", "longrope"),
         "it runs in mixed precision": torch.is_autocast_enabled(body.device.type),
-        "something wraps its layers": any("forward" in vars(layer) for layer in getattr(body, "layers", ())),
+        "something wraps it": any("forward" in vars(module) for module in (body, *getattr(body, "layers", ()))),
     }
     for reason, holds in checks.items():
         if holds:

@@ -16,21 +16,23 @@ from torch.nn.functional import embedding, pad
 from ..maths.masking import mask_from_lengths
 from ..maths.shapes import Lengths, Tokens
 from . import lean
+from .lean import refuse_if_not_lean
 
 ROOM = 32  # tokens by which the cache grows when it is full
 
 
 @contextmanager
-def lean_decoding(*of: nn.Module) -> Iterator[None]:
-    """Within, `sampling.sample` reads and writes with these Llamas by a `LeanDecoder`."""
-    for model in of:
-        lean.refuse_if_not_lean(model.base_model)
-        model.decoder = LeanDecoder
+def lean_decoding(model: nn.Module, *, lean: bool) -> Iterator[None]:
+    """Within, `sampling.sample` reads and writes with this Llama by a `LeanDecoder`, if the settings say so."""
+    if not lean:
+        yield
+        return
+    refuse_if_not_lean(model.base_model)
+    model.decoder = LeanDecoder
     try:
         yield
     finally:
-        for model in of:
-            del model.decoder
+        del model.decoder
 
 
 class LeanDecoder:

@@ -16,6 +16,7 @@ from ..algorithms import ppo, reward_model, sft
 from ..algorithms.step_zero import LIMITS
 from ..engine import models
 from ..engine.run_folder import read_lines
+from .errors import SettingsError
 from .evaluation import compare_policies
 from .run import Run
 from .scales import scale_of
@@ -87,17 +88,14 @@ def ppo_state(run: Run, **rest) -> ppo.PPOState:
     """The four models of PPO before the first update, each with weights of its own."""
     scorer = run.scorer("reward_model")
     tokenizer = run.world.tokenizer
-    return ppo.new_state(
-        run.policy("sft"),
-        copy.deepcopy(scorer),
-        scorer,
-        run.settings.ppo,
-        run.parts,
-        seed=run.settings.seed,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **rest,
-    )
+    models_of_ppo = run.policy("sft"), copy.deepcopy(scorer), scorer
+    tokens = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    try:
+        return ppo.new_state(
+            *models_of_ppo, run.settings.ppo, run.parts, seed=run.settings.seed, **tokens, **rest
+        )  # fmt: skip
+    except ValueError as error:  # a setting that does not go with these models
+        raise SettingsError(str(error)) from None
 
 
 def run_evaluation(run: Run) -> dict:

@@ -35,9 +35,6 @@ class World(Protocol):
     longest_prompt: int
     base_folder: str | Path
 
-    def prepare(self) -> None:
-        """Get ready what takes long, and refuse what cannot work, before any stage begins."""
-
     def posts(self, split: str, count: int, *, start: int = 0) -> Sequence[Any]:
         """Posts `start` to `start + count` of a split; those of "test" and "sft" never overlap."""
 

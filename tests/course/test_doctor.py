@@ -96,6 +96,15 @@ def test_a_folder_of_ours_is_read(tmp_path, capsys):
     assert "advantages are not whitened" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("updates", "first"), [(9, "the loss is not finite"), (6, NOTHING)])
+def test_a_dump_counts_for_a_run_that_did_not_go_on(tmp_path, updates, first):
+    """Rejects an accusation of a run that broke off once, was mended, and has come to its end since."""
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"stage": "ppo", **row}) + "\n" for row in rows()))
+    (tmp_path / "settings.json").write_text(json.dumps({"ppo": {"updates": updates}}))
+    (tmp_path / "dump").mkdir()
+    assert diagnose(read_log(tmp_path)).first == first
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [

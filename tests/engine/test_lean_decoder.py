@@ -28,7 +28,7 @@ def test_it_writes_what_the_plain_decoder_writes(monkeypatch, shape, room):
     monkeypatch.setattr(lean_decoder, "ROOM", room)
     prompts, model = ragged_prompts(13), llama(*SHAPES[shape])
     expected = write(model, prompts)
-    with lean_decoding(model):
+    with lean_decoding(model, lean=True):
         found = write(model, prompts)
     assert 0 < expected.has_eos.sum() < 13 and fed[0] == 13 > fed[-1]
     for name, tensor in vars(expected).items():
@@ -49,8 +49,8 @@ def test_prompts_that_begin_alike_are_read_once():
 def test_only_within_and_only_llamas():
     """Rejects a model that goes on with another decoder, after an error too, and one the decoder does not know."""
     model = llama(4, 4, 2)
-    with pytest.raises(KeyError), lean_decoding(model):
+    with pytest.raises(KeyError), lean_decoding(model, lean=True):
         raise KeyError
     assert not hasattr(model, "decoder")
-    with pytest.raises(ValueError, match="its architecture is not Llama"), lean_decoding(tiny_gpt2()):
+    with pytest.raises(ValueError, match="its architecture is not Llama"), lean_decoding(tiny_gpt2(), lean=True):
         pass

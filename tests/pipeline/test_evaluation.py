@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from rlhf_lib.pipeline.evaluation import describe, win_rates
+from rlhf_lib.engine import models
+from rlhf_lib.pipeline.evaluation import by_reward_model, compare_policies, describe, win_rates
 from rlhf_lib.pipeline.texts import PromptStream, Summary, judge_samples, make_prompts, reference_texts, write_summaries
 from rlhf_lib.worlds.tiny_tldr import pretrain
 from rlhf_lib.worlds.tiny_tldr.posts import Post
-from rlhf_lib.worlds.tiny_tldr.world import TinyTLDR
+from rlhf_lib.worlds.tiny_tldr.world import ASSETS, TinyTLDR
 from tests.pipeline.runs import small_run
 
 WORLD = TinyTLDR(0)
@@ -111,3 +112,23 @@ def test_the_prompts_of_ppo():
     assert update == 2
     resumed = next(stream.batches(start=2))
     assert torch.equal(resumed.tokens, prompts.tokens)
+
+
+def test_without_a_human_the_reward_model_judges(tmp_path, monkeypatch):
+    """Rejects scores of other texts than were written, an offset that is forgotten, and a NaN in the report."""
+    monkeypatch.setattr(TinyTLDR, "gold", lambda *_, **__: float("nan"))
+    scorer = models.scorer_from_policy(models.load_policy(ASSETS / "sft"), seed=0)
+    scorer.config.reward_offset = 0.25
+    run = small_run(tmp_path, "evaluation.posts=3")
+    for name, model in {"sft": "sft", "policy": "base"}.items():
+        run.save(name, models.load_policy(ASSETS / model))
+    run.save("reward_model", scorer)
+    numbers, rows = compare_policies(run, by_reward_model)
+    tokens = WORLD.tokenizer(rows[0]["prompt"] + " " + rows[0]["sft"]["text"]).input_ids
+    tokens += [WORLD.tokenizer.eos_token_id] * rows[0]["sft"]["finished"]
+    expected = scorer(torch.tensor([tokens])).logits.item() - 0.25
+    assert rows[0]["sft"]["score"] == pytest.approx(expected, abs=1e-4)
+    assert numbers["sft"]["score"] == pytest.approx(sum(row["sft"]["score"] for row in rows) / 3, abs=1e-6)
+    assert "gold" not in numbers["sft"] | numbers["ppo"] | numbers["reference"] | rows[0]["sft"]
+    wins = [(row["policy"]["score"] > row["sft"]["score"]) for row in rows]
+    assert numbers["ppo"]["win_rate_vs_sft"] == pytest.approx(sum(wins) / 3)

@@ -21,7 +21,7 @@ SMALL = [
         "ppo.batch_size=8", "evaluation.posts=8", "evaluation.bootstrap=20",
     )
 ]  # fmt: skip
-TOLERANCE = 1e-4  # of metrics after four updates; seen below 5e-6
+TOLERANCE = 1e-4  # of metrics after four updates: rounding grows from update to update
 PATIENCE = 120  # seconds for a process to say that it has lost the other
 
 
@@ -78,7 +78,7 @@ def test_a_killed_process_and_a_run_that_goes_on(alone, tmp_path):
     second.send_signal(signal.SIGKILL)
     complaint = first.communicate(timeout=PATIENCE)[1]
     second.communicate()
-    assert first.returncode not in (0, None)
+    assert first.returncode == 1
     last = complaint.strip().splitlines()[-1]
     assert "has lost the others" in last and "--resume" in last and str(tmp_path) in last, complaint
     finish(tmp_path, 2, "--resume")

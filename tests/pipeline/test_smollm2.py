@@ -1,9 +1,12 @@
 """The preset smollm2, with the tiny base in the place of the real model: all of it but the size."""
 
+from dataclasses import replace
+
 import pytest
 
 from rlhf_lib.algorithms.parts import Parts
 from rlhf_lib.engine.run_folder import RunFolder
+from rlhf_lib.pipeline.errors import SettingsError
 from rlhf_lib.pipeline.pipeline import run_pipeline
 from rlhf_lib.pipeline.run import Run
 from rlhf_lib.pipeline.scales import world_of
@@ -56,6 +59,14 @@ def test_all_stages_and_resuming(tmp_path):
     run_pipeline(small_run(tmp_path / "cut", resume=True))
     for name in ("policy/model.safetensors", "value/model.safetensors", "metrics.jsonl", "samples.jsonl"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_setting_that_its_models_cannot_do(tmp_path):
+    """Rejects a traceback, and a lean pass that goes around the frozen trunk."""
+    settings = load_settings("smollm2", [*CHANGES, "ppo.skip_unread=false", "ppo.lean=true"])
+    run = replace(small_run(tmp_path), settings=settings)
+    with pytest.raises(SettingsError, match=r"something wraps it: leave ppo\.lean at false"):
+        run_pipeline(run)
 
 
 def test_without_the_model(monkeypatch, capsys, tmp_path):

@@ -74,8 +74,10 @@ def read_log(path: Path) -> Log:
     except DamagedError as error:
         raise InputError(str(error)) from None
     ppo = [row for row in rows if row.get("stage", "ppo") == "ppo" and not {"train_runtime"} & row.keys()]
-    dumps = sorted(file.parent.glob("dump*"))
-    log = from_rows(ppo, settings=_settings(file.parent), ended_by=f"a dump: {dumps[-1].name}" if dumps else "")
+    settings = _settings(file.parent)
+    unfinished = len(ppo) != settings.get("ppo.updates")  # one that has gone on since leaves its dump behind
+    dumps = sorted(file.parent.glob("dump*")) if unfinished else []
+    log = from_rows(ppo, settings=settings, ended_by=f"a dump: {dumps[-1].name}" if dumps else "")
     if not log.updates and not log.ended_by:
         raise InputError(f"{file} has no row of PPO: the doctor reads the log of the PPO stage")
     return log

@@ -167,8 +167,12 @@ def train_ppo_specification(
 # ------------------------------------------------------------------------------------------------ known mistakes
 
 
+def _as_asked(_, *what):
+    return minibatches(*what)
+
+
 def _one_update(
-    state, batch, config, parts, *, rollout=None, check=True, pieces=None, count_first=False, measure_first=False
+    state, batch, config, parts, *, rollout=None, check=True, pieces=_as_asked, count_first=False, measure_first=False
 ) -> tuple[dict, object]:
     """An update in which one thing may be otherwise than it should."""
     rollout = rollout or collect(state, batch, config, parts)
@@ -176,23 +180,28 @@ def _one_update(
         state.step_zero = assert_step_zero(state.policy, rollout, config, parts)
     targets = estimate_targets(rollout, token_rewards(rollout, config, parts), config, parts)
     early = measure(state, rollout, targets, config, parts) if measure_first else None
-    for piece in (pieces or minibatches)(state, rollout, targets, config):
+    for piece in pieces(parts, state, rollout, targets, config):
         update(state, ppo_loss(state, piece, config, parts), config, parts)
     state.update += count_first
     return early or measure(state, rollout, targets, config, parts), rollout
+
+
+def _otherwise(**change: object) -> Callable:
+    """The page with one thing changed in its updates."""
+
+    def train_ppo(state, prompts, config, parts=Parts()):
+        for batch in prompts:
+            metrics, _ = _one_update(state, batch, config, parts, **change)
+            state.update += 1
+            yield metrics
+
+    return train_ppo
 
 
 def _collected_once(state, prompts, config, parts=Parts()):
     rollout = None
     for batch in prompts:
         metrics, rollout = _one_update(state, batch, config, parts, rollout=rollout)
-        state.update += 1
-        yield metrics
-
-
-def _never_asserted(state, prompts, config, parts=Parts()):
-    for batch in prompts:
-        metrics, _ = _one_update(state, batch, config, parts, check=False)
         state.update += 1
         yield metrics
 
@@ -230,43 +239,19 @@ def _all_at_once(state, prompts, config, parts=Parts()):
     return rows
 
 
-def _measured_too_early(state, prompts, config, parts=Parts()):
-    for batch in prompts:
-        metrics, _ = _one_update(state, batch, config, parts, measure_first=True)
-        state.update += 1
-        yield metrics
+def _first_minibatch(_, *what):
+    return itertools.islice(minibatches(*what), 1)
 
 
-def _only_the_first_minibatch(state, prompts, config, parts=Parts()):
-    def pieces(*args):
-        return itertools.islice(minibatches(*args), 1)
-
-    for batch in prompts:
-        metrics, _ = _one_update(state, batch, config, parts, pieces=pieces)
-        state.update += 1
-        yield metrics
+def _whole_rollout(_, state, rollout, targets, config):
+    return [Minibatch(rollout, targets)] * config.epochs
 
 
-def _the_rollout_as_a_whole(state, prompts, config, parts=Parts()):
-    def pieces(_, rollout, targets, config):
-        return [Minibatch(rollout, targets)] * config.epochs
-
-    for batch in prompts:
-        metrics, _ = _one_update(state, batch, config, parts, pieces=pieces)
-        state.update += 1
-        yield metrics
-
-
-def _whitened_in_each_minibatch(state, prompts, config, parts=Parts()):
-    def pieces(state, rollout, targets, config):
-        for piece in minibatches(state, rollout, targets, config):
-            rewards = token_rewards(piece.rollout, config, parts)
-            yield Minibatch(piece.rollout, estimate_targets(piece.rollout, rewards, config, parts))
-
-    for batch in prompts:
-        metrics, _ = _one_update(state, batch, config, parts, pieces=pieces)
-        state.update += 1
-        yield metrics
+def _targets_of_their_own(parts, *what):
+    config = what[-1]
+    for piece in minibatches(*what):
+        rewards = token_rewards(piece.rollout, config, parts)
+        yield Minibatch(piece.rollout, estimate_targets(piece.rollout, rewards, config, parts))
 
 
 def _one_step_for_all(state, prompts, config, parts=Parts()):
@@ -314,7 +299,7 @@ EXERCISES = (
             Twin(
                 "you start without the step-zero assertions, so that a sampler that draws from another distribution "
                 "trains in silence",
-                _never_asserted,
+                _otherwise(check=False),
                 "the write-up's first symptom, a KL that was not zero before the first update",
             ),
             Twin(
@@ -336,14 +321,15 @@ EXERCISES = (
             ),
             Twin("you return all metrics at the end: nobody can watch, save or stop a run", _all_at_once),
             Twin("you measure before the steps: losses, ratio and clip fraction of this update are not in the metrics",
-                 _measured_too_early),
-            Twin("you take one minibatch and leave the others, and all further epochs", _only_the_first_minibatch),
+                 _otherwise(measure_first=True)),
+            Twin("you take one minibatch and leave the others, and all further epochs",
+                 _otherwise(pieces=_first_minibatch)),
             Twin("you take the whole rollout in every epoch, however many minibatches were asked for",
-                 _the_rollout_as_a_whole),
+                 _otherwise(pieces=_whole_rollout)),
             Twin(
                 "you estimate targets in each minibatch: advantages are whitened over a part of the rollout, not once "
                 "over all of it",
-                _whitened_in_each_minibatch,
+                _otherwise(pieces=_targets_of_their_own),
             ),
             Twin("you make one step of all minibatches and epochs together: the second one is to see what the first "
                  "one changed", _one_step_for_all),

@@ -19,11 +19,10 @@ from functools import cached_property
 
 from ...algorithms.parts import Parts
 from ...algorithms.ppo_config import PPOConfig
-from . import in_the_rewards, in_the_rollout, in_the_targets, in_the_update
 from .bug import RUN, Bug
+from .catalogue import BUGS, bug
 from .runs import SEEDS, MuseumRun, as_curves, recorded
 
-BUGS = (*in_the_rollout.BUGS, *in_the_rewards.BUGS, *in_the_targets.BUGS, *in_the_update.BUGS)
 CHOICES = 5
 
 
@@ -84,7 +83,7 @@ class BlindCase:
             raise ValueError(f"choose one of {', '.join(self.choices)}")
         if name == self._bug.name:
             return Guess(name, True, self._bug.says)
-        return Guess(name, False, f"no. It would be found by this: {_bug(name).found_by}. Does that fit?")
+        return Guess(name, False, f"no. It would be found by this: {bug(name).found_by}. Does that fit?")
 
     def reveal(self) -> Bug:
         """The bug itself."""
@@ -94,9 +93,9 @@ class BlindCase:
 def blind_case(number: int, choices: int = CHOICES) -> BlindCase:
     """A case for each number: which bug, which seed, and which other names stand beside the right one."""
     draw = random.Random(f"blind case {number}")
-    bug = draw.choice(BUGS)
-    others = draw.sample([other.name for other in BUGS if other is not bug], choices - 1)
-    return BlindCase(number, draw.choice(SEEDS), tuple(sorted([bug.name, *others])), bug)
+    hidden = draw.choice(BUGS)
+    others = draw.sample([other.name for other in BUGS if other is not hidden], choices - 1)
+    return BlindCase(number, draw.choice(SEEDS), tuple(sorted([hidden.name, *others])), hidden)
 
 
 class CaseBook:
@@ -123,7 +122,3 @@ class CaseBook:
 
     def __repr__(self) -> str:
         return f"{self.right} of {len(self._first_guesses)} cases named at the first try"
-
-
-def _bug(name: str) -> Bug:
-    return {bug.name: bug for bug in BUGS}[name]

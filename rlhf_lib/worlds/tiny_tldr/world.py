@@ -26,9 +26,6 @@ class TinyTLDR:
         self.seed, self.repetition = seed, repetition
         self.tokenizer = make_tokenizer()
 
-    def prepare(self) -> None:
-        """Nothing takes long here."""
-
     def posts(self, split: str, count: int, *, start: int = 0) -> list[Post]:
         """Posts `start` to `start + count` of a split."""
         return make_posts(self.seed, split, count, start=start)
