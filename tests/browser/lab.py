@@ -183,12 +183,23 @@ class Notebook:
         return found
 
     def set_view(self, widget, name: str, view: dict) -> None:
-        """`name.view = view` in Python, and wait until the page has heard of it."""
+        """`name.view = view` in Python, and wait until the page has heard of it.
+
+        Not before Python has heard the page: a click's message may wait for the one before it, and would undo this.
+        """
+        self._agree(widget, name, on=None)
         self.run_python(f"{name}.view = {view!r}")
+        self._agree(widget, name, on=view)
+
+    def _agree(self, widget, name: str, on: dict | None) -> None:
         deadline = time.monotonic() + STEP_MS / 1000
-        while (heard := widget.evaluate("root => root.state().view")) != view and time.monotonic() < deadline:
+        while True:
+            page = widget.evaluate("root => root.state().view")
+            python = json.loads(self.run_python(f"import json; print(json.dumps({name}.view))"))
+            if page == python and (on is None or page == on):
+                return
+            assert time.monotonic() < deadline, f"the page has {page}, Python has {python}, wanted: {on or 'agreement'}"
             time.sleep(0.02)
-        assert heard == view
 
     def theme(self, name: str) -> None:
         """`Light` or `Dark`."""
