@@ -8,6 +8,7 @@ import pytest
 
 from rlhf_lib.course.doctor import NOTHING, TRL_NAMES, diagnose, from_rows, read_log
 from rlhf_lib.course.doctor.command import examine
+from rlhf_lib.course.museum import HEALTHY_RUNS, bug, recorded
 from rlhf_lib.pipeline.errors import UserError
 
 HEALTHY = dict(
@@ -67,6 +68,30 @@ def test_a_policy_that_stands_still_has_a_kl_of_zero():
 def test_linear_decay_may_end_at_zero():
     """Rejects an accusation of a schedule whose very last update is 0."""
     assert said_of(learning_rate=lambda u: 1e-4 * (1 - u / 5)) == NOTHING
+
+
+def in_another_unit(rows: list[dict], unit: float) -> list[dict]:
+    """A log with all scores so many times as large: losses and gradients of values grow as the square."""
+    powers = dict(score=1, gold=1, value_loss=2, grad_norm_value=2)
+    return [{name: value * unit ** powers.get(name, 0) for name, value in row.items()} for row in rows]
+
+
+@pytest.mark.parametrize("unit", [0.01, 0.3, 0.7, 30, 100])
+def test_the_unit_of_scores_does_not_matter(unit):
+    """Rejects thresholds in reward units: at 30 times ours every healthy critic once "ruled" by its gradient's norm."""
+    for name, runs in recorded().items():
+        family = NOTHING if name in HEALTHY_RUNS else bug(name).family
+        if family in (NOTHING, "something is paid many times", "the value loss rules"):
+            assert {diagnose(from_rows(in_another_unit(run.metrics, unit))).first for run in runs.values()} == {family}
+
+
+def test_scores_around_zero_are_not_small():
+    """Rejects the mean score as their size: with a zero in the middle, healthy returns looked many times as large."""
+    rest = dict(
+        eos_rate=0.7, explained_variance=0.0, gold=1.0, score=lambda u: (-0.3) ** u / 2, episodes=lambda u: 16 * (u + 1)
+    )
+    assert said_of(value_loss=lambda u: 0.5 / (u + 1), **rest) == NOTHING
+    assert said_of(value_loss=lambda u: 50 / (u + 1), **rest) == "something is paid many times"
 
 
 def test_what_cannot_be_asked_is_said():

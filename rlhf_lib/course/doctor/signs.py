@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import mean, median
 
 from ...algorithms import step_zero
@@ -60,6 +61,17 @@ def thirds(values: list[float]) -> tuple[list[float], list[float]]:
 def has_risen(values: list[float]) -> bool:
     """Whether the last third is on average above the first value."""
     return mean(thirds(values)[1]) > values[0]
+
+
+def score_scale(log: Log) -> float:
+    """How large scores are, in their unit and wherever their zero lies: the highest mean, or the spread between texts.
+
+    The spread is told from the mean's jumps between updates, sqrt(2 / texts) times as large when nothing is learned.
+    """
+    score, episodes = log["score"], log["episodes"]
+    texts = episodes[1] - episodes[0] if len(episodes) > 1 else episodes[0]
+    jumps = mean([(later - earlier) ** 2 for earlier, later in pairwise(score)] or [0.0])
+    return max(*map(abs, score), (jumps * texts / 2) ** 0.5)
 
 
 # --------------------------------------------------------------------------------- what right code cannot show
@@ -162,17 +174,18 @@ def _upside_down(log: Log):
 
 def _paid_many_times(log: Log):
     """Var(R) from the value loss (R - V)^2 / 2 and the explained variance 1 - Var(R - V) / Var(R)."""
-    explained, highest = log["explained_variance"][0], max(map(abs, log["score"]))
+    explained, scale = log["explained_variance"][0], score_scale(log)
     spread = (2 * log["value_loss"][0] / (1 - explained)) ** 0.5 if explained < 1 else 0.0
-    if log["eos_rate"][0] < 0.95 and spread > 1.8 * highest:
+    if log["eos_rate"][0] < 0.95 and spread > 1.8 * scale > 0:
         return (
-            f"returns are spread by {spread:.3g} at first, {spread / highest:.2g} times the highest mean score, while "
+            f"returns are spread by {spread:.3g} at first, scores are no larger than {scale:.2g}, and "
             f"{1 - log['eos_rate'][0]:.0%} of the texts do not end",
-            {"value_loss": log["value_loss"][0], "score": highest, "eos_rate": log["eos_rate"][0]},
+            {"value_loss": log["value_loss"][0], "score_scale": scale, "eos_rate": log["eos_rate"][0]},
         )
 
 
 def _unit_returns(log: Log):
+    """Half of 1 is no matter of units: whitened advantages have spread 1 in any. What tells it is that it stays so."""
     lowest, highest = min(log["value_loss"]), max(log["value_loss"])
     if len(log["value_loss"]) > 3 and lowest > 0.4 and highest < 0.51:
         return (
@@ -183,11 +196,13 @@ def _unit_returns(log: Log):
 
 
 def _value_loss_rules(log: Log):
+    """With scores in another unit the root of the loss grows as they do, and the gradient as their square."""
     pull = median(norm / loss**0.5 for norm, loss in zip(log["grad_norm_value"], log["value_loss"]) if loss > 0)
-    if pull > 10:
+    scale = score_scale(log)
+    if pull > 4 * scale > 0:
         return (
-            f"the critic's gradient is {pull:.3g} times the root of its loss",
-            {"grad_norm_value": median(log["grad_norm_value"]), "value_loss": median(log["value_loss"])},
+            f"the critic's gradient is {pull:.3g} times the root of its loss; scores are no larger than {scale:.2g}",
+            {name: median(log[name]) for name in ("grad_norm_value", "value_loss")} | {"score_scale": scale},
         )
 
 
@@ -238,11 +253,12 @@ RULES: tuple[Rule, ...] = (
          "where the score is paid: on the last action, or one slot late, or in the last column?"),
     Rule("the score is upside down", False, ("score", "gold"), _upside_down,
          "the sign of the reward; which of a pair the reward model was taught to prefer"),
-    Rule("something is paid many times", False, ("value_loss", "explained_variance", "score", "eos_rate"),
+    Rule("something is paid many times", False, ("value_loss", "explained_variance", "score", "episodes", "eos_rate"),
          _paid_many_times, "the penalty for a missing EOS: once for a text, or for each of its tokens?"),
     Rule("returns of whitened advantages", False, ("value_loss",), _unit_returns,
          "the order: returns first, from advantages as they are, and only then whitening"),
-    Rule("the value loss rules", False, ("grad_norm_value", "value_loss"), _value_loss_rules,
+    Rule("the value loss rules", False, ("grad_norm_value", "value_loss", "score", "episodes"),
+         _value_loss_rules,
          "the value coefficient that really reaches the loss; a layer that policy and critic share"),
     Rule("the KL runs away", False, ("kl_per_token", "score"), _runaway,
          "the sign of the KL penalty, its coefficient, and what it is averaged over"),
