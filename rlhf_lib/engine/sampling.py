@@ -43,14 +43,18 @@ def sample(
     prompts      [B, P] right-padded, prompt_lengths [B]
     uniforms     [B, N] numbers in [0, 1), see `uniforms`
     temperature  the policy is softmax(logits / temperature); 0 takes the likeliest token. No top-k, no top-p
+    model        writes so many rows at a time as its attribute `sampled_at_once` says, if it has one
     returns      `Samples`, right-padded; sampler_log_probs are the sampler's own, to be compared with a forward pass
     """
     own = distributed.own_share(torch.arange(len(prompts), device=prompts.device))
-    written = _write(
-        model, prompts[own], prompt_lengths[own], uniforms[own.cpu()],
-        temperature=temperature, eos_token_id=eos_token_id, pad_token_id=pad_token_id,
-    )  # fmt: skip
-    whole = distributed.combine(own, len(prompts), *written)
+    written = [
+        _write(
+            model, prompts[rows], prompt_lengths[rows], uniforms[rows.cpu()],
+            temperature=temperature, eos_token_id=eos_token_id, pad_token_id=pad_token_id,
+        )
+        for rows in own.split(getattr(model, "sampled_at_once", len(prompts)))
+    ]  # fmt: skip
+    whole = distributed.combine(own, len(prompts), *map(torch.cat, zip(*written, strict=True)))
     return _right_padded(prompts, prompt_lengths, *whole, pad_token_id)
 
 
@@ -67,7 +71,7 @@ def _write(
     if rows == 0:  # more processes than rows
         return responses, log_probs, lengths, has_eos
 
-    decoder = getattr(model, "decoder", _Decoder)(model, *_pad_left(prompts, prompt_lengths, pad_token_id))
+    decoder = getattr(model, "decoder", Decoder)(model, *_pad_left(prompts, prompt_lengths, pad_token_id))
     alive = torch.arange(rows, device=prompts.device)  # the row of each row in the decoder
     for step in range(steps):
         tokens, chosen_log_probs = _choose(decoder.logits, uniforms[alive.cpu(), step].to(prompts.device), temperature)
@@ -86,7 +90,7 @@ def _write(
     return responses, log_probs, lengths, has_eos
 
 
-class _Decoder:
+class Decoder:
     """A model with its cache, fed one token a row; rows can be dropped."""
 
     def __init__(self, model: nn.Module, tokens: Tensor, mask: Tensor):

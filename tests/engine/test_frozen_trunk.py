@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from rlhf_lib.engine import checkpoint, models
+from rlhf_lib.engine import checkpoint, frozen_trunk, models
+from rlhf_lib.engine.batching import pad_rows
 from rlhf_lib.engine.files import DamagedError
 from rlhf_lib.engine.frozen_trunk import FrozenTrunk
 from rlhf_lib.engine.optimiser import make_optimizer
@@ -18,15 +19,26 @@ TEXTS = ragged_texts()
 REAL = mask_from_lengths(TEXTS.sequence_lengths, TEXTS.tokens.shape[1])
 
 
-def new_trunk(pad_token_id: int = PAD) -> FrozenTrunk:
-    return FrozenTrunk(trainable_layers=1, pad_token_id=pad_token_id)
+PROMPT_END = [7, 8]
+
+
+def new_trunk(pad_token_id: int = PAD, **rest) -> FrozenTrunk:
+    return FrozenTrunk(trainable_layers=1, pad_token_id=pad_token_id, **rest)
 
 
 def runs_of(trunk: FrozenTrunk) -> list[int]:
-    """Grows by one for each row that goes through the trunk."""
+    """Grows by one number for each time that the trunk runs: tokens of a row."""
     runs: list[int] = []
-    trunk.body.layers[0].register_forward_hook(lambda *_: runs.append(1))
+    trunk.body.layers[0].register_forward_hook(lambda _, inputs, states: runs.append(states.shape[1]))
     return runs
+
+
+def texts_of_two_prompts() -> tuple[torch.Tensor, torch.Tensor]:
+    """Three texts below a prompt of 5 tokens, one below a prompt of 3, padded with EOS; one quotes the prompt's end."""
+    one, other = [9, 3, 4, *PROMPT_END], [5, *PROMPT_END]
+    rows = [[*one, 11, 12, EOS], [*one, 13, EOS], [*other, 14, 15, 16, EOS], [*one, *PROMPT_END, EOS]]
+    tokens, lengths = pad_rows(rows, pad_token_id=EOS)
+    return tokens, mask_from_lengths(lengths, tokens.shape[1])
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_neox])
@@ -70,6 +82,47 @@ def test_a_text_does_not_depend_on_its_batch():
         assert torch.equal(alone[REAL[row]], together[row][REAL[row]])
 
 
+@pytest.mark.parametrize("make", [tiny_llama, tiny_neox])
+def test_a_prompt_is_read_once(make):
+    """Rejects texts that start anew behind their prompt (positions, attention), and a prompt that each of them reads.
+
+    The prompts have 5 and 3 tokens. Behind them the texts add 3, 2 and 4; the last ends its prompt later, at 7 tokens,
+    and adds 1.
+    """
+    tokens, real = texts_of_two_prompts()
+    trunk = new_trunk(EOS, prompt_end=PROMPT_END)
+    policy = trunk.adopt(make())
+    runs = runs_of(trunk)
+    found, want = (models.hidden_states(model, tokens) for model in (policy, make()))
+    assert torch.allclose(found[real], want[real], atol=1e-5)
+    assert runs == [5, 3, 2, 3, 4, 7, 1]
+
+
+def test_a_text_does_not_depend_on_who_read_its_prompt():
+    """Rejects a resumed run that differs in the last bit because no sampler had read the prompts before."""
+    tokens = texts_of_two_prompts()[0][:2]
+    one, other = new_trunk(EOS, prompt_end=PROMPT_END), new_trunk(EOS, prompt_end=PROMPT_END)
+    policy, _ = one.adopt(tiny_llama()), other.adopt(tiny_llama())
+    draw = uniforms("trunk", rows=2, steps=3)
+    sample(policy, tokens[:, :5], torch.tensor([5, 5]), draw, temperature=1.0, eos_token_id=EOS, pad_token_id=EOS)
+    assert torch.equal(one.states(tokens), other.states(tokens))
+
+
+def test_what_there_is_no_room_for(monkeypatch):
+    """Rejects a memory that grows without end, one that drops what it still uses, and bytes counted without the keys
+    and values of prompts: of 5 tokens they are as many as the states, 2 * 16 numbers in the one layer below the top.
+    """
+    tokens, _ = texts_of_two_prompts()
+    trunk = new_trunk(EOS, prompt_end=PROMPT_END)
+    trunk.adopt(tiny_llama())
+    trunk.states(tokens[:1])
+    assert trunk.bytes == 4 * (5 * (32 + 32) + 8 * 32)
+    monkeypatch.setattr(frozen_trunk, "REMEMBERED_BYTES", trunk.bytes)
+    trunk.states(tokens[2:3])
+    assert list(trunk.remembered) == [(5, 7, 8), (5, 7, 8, 14, 15, 16, EOS)]
+    assert trunk.bytes == 4 * (3 * (32 + 32) + 7 * 32)
+
+
 def test_one_copy_that_never_learns():
     """Rejects a deep copy with a trunk of its own, a trunk with gradients, and a top that is shared by mistake."""
     trunk = new_trunk()
@@ -98,14 +151,23 @@ def test_another_trunk_is_refused():
         trunk.adopt(disturb(tiny_llama()))
 
 
-def test_sampling_is_that_of_the_whole_model():
-    """Rejects a cache of the top layers alone."""
+@pytest.mark.parametrize("make", [tiny_llama, tiny_neox])
+def test_sampling_is_that_of_the_whole_model(make):
+    """Rejects a cache of the top layers alone, prompts on the wrong edge, and a prompt that is read by every row.
+
+    The four prompts have 1, 6, 5 and 4 tokens; the same ones again cost nothing but the tokens that are written.
+    """
     prompts = ragged_prompts(4)
-    draw = uniforms("trunk", rows=4, steps=5)
+    draw = uniforms("trunk", rows=8, steps=5)
     options = dict(temperature=1.0, eos_token_id=EOS, pad_token_id=PAD)
-    want = sample(tiny_llama(), prompts.tokens, prompts.lengths, draw, **options)
-    found = sample(new_trunk().adopt(tiny_llama()), prompts.tokens, prompts.lengths, draw, **options)
+    twice = prompts.tokens.repeat(2, 1), prompts.lengths.repeat(2)
+    trunk = new_trunk()
+    policy = trunk.adopt(make())
+    runs = runs_of(trunk)
+    want, found = (sample(model, *twice, draw, **options) for model in (make(), copy.deepcopy(policy)))
     assert torch.equal(found.tokens, want.tokens)
+    assert torch.allclose(found.sampler_log_probs, want.sampler_log_probs, atol=1e-5)
+    assert runs[:5] == [1, 6, 5, 4, 1]
 
 
 def test_saved_whole(tmp_path):

@@ -518,7 +518,7 @@ def test_watching_reaches_every_name_and_methods(clock):
     """Rejects a wrap of the defining module only (a module that imported the name keeps the old one), and a class."""
 
     def probe():
-        return sampling.sample, sys.modules[__name__].tiny_llama, sampling._Decoder.feed
+        return sampling.sample, sys.modules[__name__].tiny_llama, sampling.Decoder.feed
 
     before = probe()
     with watching(*before):
