@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..engine import models
+from ..engine import models, precision
 from ..engine.batching import in_micro_batches
 from ..engine.lean import sparing
 from ..maths.alignment import acting_mask
@@ -55,6 +55,6 @@ def assert_step_zero(policy: nn.Module, rollout: Rollout, config: PPOConfig, par
     )
     found = {name: float(gap) for name, gap in gaps.items()}
     for name, (limit, where_to_look) in LIMITS.items():
-        if not found[name] < limit:
+        if not found[name] < (limit := limit * precision.slack(policy)):
             raise StepZeroError(f"{name} is {found[name]:.3g} but must be below {limit:g}: {where_to_look}")
     return found

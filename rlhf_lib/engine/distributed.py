@@ -24,12 +24,17 @@ class LostProcessError(RuntimeError):
     """Another process of the run has ended, so that this one waits for nothing."""
 
 
-def begin() -> None:
-    """Join the group that `accelerate launch` or `torchrun` has announced in the environment, if one has."""
+def begin(device: torch.device = torch.device("cpu")) -> None:
+    """Join the group that `accelerate launch` or `torchrun` has announced in the environment, if one has.
+
+    device  of this process's models. What is counted and said between processes stays on the CPU
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
         from accelerate import PartialState
 
-        PartialState(cpu=not torch.cuda.is_available())
+        PartialState(**({"backend": "cuda:nccl,cpu:gloo"} if device.type == "cuda" else {"cpu": True}))
 
 
 def size() -> int:

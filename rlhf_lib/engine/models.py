@@ -29,18 +29,18 @@ States, Actions, PerChoice = Float[Tensor, "N D"], Int[Tensor, "N"], Float[Tenso
 LOGITS_AT_ONCE = 2**22  # numbers in one block of logits: 16 MiB in float32
 
 
-def load_policy(folder: str | Path) -> nn.Module:
+def load_policy(folder: str | Path, *, attention: str = "sdpa") -> nn.Module:
     """A causal language model in float32, in evaluation mode (no dropout anywhere, as in N+)."""
     from transformers import AutoModelForCausalLM
 
-    return load_model(AutoModelForCausalLM, folder)
+    return load_model(AutoModelForCausalLM, folder, attn_implementation=attention)
 
 
-def load_scorer(folder: str | Path) -> nn.Module:
+def load_scorer(folder: str | Path, *, attention: str = "sdpa") -> nn.Module:
     """A sequence-classification model with one output: a reward model, or a critic read at every state."""
     from transformers import AutoModelForSequenceClassification
 
-    return load_model(AutoModelForSequenceClassification, folder, num_labels=1)
+    return load_model(AutoModelForSequenceClassification, folder, num_labels=1, attn_implementation=attention)
 
 
 def freeze(model: nn.Module) -> nn.Module:
@@ -51,6 +51,12 @@ def freeze(model: nn.Module) -> nn.Module:
 def hidden_states(model: nn.Module, tokens: Tokens) -> Tensor:
     """[B, T, D] after the final norm: what the head reads."""
     return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+
+
+def layers_of(model: nn.Module) -> nn.ModuleList:
+    """Those of the body, from the first to the last."""
+    body = model.base_model
+    return body.layers if hasattr(body, "layers") else body.h
 
 
 @contextmanager
@@ -83,7 +89,7 @@ def run_layers_again(model: nn.Module) -> nn.Module:
 
     Results stay what they are, bit for bit. It does not go with `last_mlp_only_where`, whose hooks are gone by then.
     """
-    for layer in model.base_model.layers:
+    for layer in layers_of(model):
         layer.forward = partial(_again_if_needed, layer.forward)  # a closure would keep this layer in a deep copy
     return model
 

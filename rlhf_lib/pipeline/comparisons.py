@@ -138,7 +138,8 @@ def accuracy(run: Run, model: nn.Module, rows: list[dict]) -> dict[str, float]:
     accuracy_ceiling  mean of max(p, 1 - p): the noise of the reader leaves no more
     """
     everything = compare(run.world, rows)
-    scores = score_texts(model, everything.texts, micro_batch_size=run.settings.ppo.micro_batch_size, parts=run.parts)
+    texts, at_once = run.placed(everything.texts), run.settings.ppo.micro_batch_size
+    scores = score_texts(model, texts, micro_batch_size=at_once, parts=run.parts).cpu()
     appeals = torch.tensor([value for row in rows for value in row["appeal"]], dtype=torch.float64)
     prefers = torch.sigmoid(appeals[everything.chosen] - appeals[everything.rejected])
     margin = scores[everything.chosen] - scores[everything.rejected]

@@ -73,7 +73,7 @@ def _scored(run: Run, scorer: nn.Module, posts: Sequence[Post], summaries: list[
         world.encode_prompts(posts), responses,
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
-    scores = score_texts(scorer, texts, micro_batch_size=run.settings.ppo.micro_batch_size, parts=run.parts)
+    scores = score_texts(scorer, run.placed(texts), micro_batch_size=run.settings.ppo.micro_batch_size, parts=run.parts)
     for summary, score in zip(summaries, scores.tolist(), strict=True):
         yield replace(summary, score=score)
 

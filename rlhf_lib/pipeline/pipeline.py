@@ -16,6 +16,7 @@ from ..engine.files import brief
 from ..engine.run_folder import peak_memory_mib, stopwatch
 from .errors import OccupiedError, SettingsError, TrainingError
 from .inputs import damage_explained
+from .machine import refuse_impossible
 from .run import Run
 from .settings import Settings, from_json, keys
 from .stages import STAGES
@@ -30,6 +31,7 @@ def run_pipeline(run: Run, stages: Sequence[str] = tuple(STAGES)) -> dict:
     Results of earlier stages, found here or in the source run, are kept: a report can be completed bit by bit. Those
     of later stages are not: they are about models that are now others.
     """
+    refuse_impossible(run.settings)
     refuse_too_long(run)
     refuse_too_few(run, stages)
     refuse_other_settings(run)

@@ -16,14 +16,18 @@ from torch import nn
 from ..algorithms.parts import Parts
 from ..algorithms.step_zero import StepZeroError
 from ..engine import checkpoint, distributed, dump, models
+from ..engine.compiled import compile_layers
 from ..engine.files import brief, naming
 from ..engine.frozen_trunk import FrozenTrunk
+from ..engine.hardware import Placeable, placed
 from ..engine.interrupt import graceful_stop
 from ..engine.optimiser import NonFiniteError
+from ..engine.precision import in_precision
 from ..engine.run_folder import RunFolder, read_lines
 from ..engine.tensorboard import mirrored
 from ..worlds.world import World
 from .errors import InputError, MissingInputError, StoppedError, TrainingError
+from .machine import device_of
 from .settings import Settings
 
 # called with a stage, its steps, how many there are in all, and done=how many were done before
@@ -54,15 +58,33 @@ class Run:
 
     def policy(self, name: str) -> nn.Module:
         """A policy that an earlier stage left, once its vocabulary is known to be the world's."""
-        return self.ready(models.load_policy(self._with_our_vocabulary(self.input(name))))
+        return self.ready(self._load(models.load_policy, self._with_our_vocabulary(self.input(name))))
+
+    def base(self) -> nn.Module:
+        """The policy that the world brings along."""
+        return self.ready(self._load(models.load_policy, self.world.base_folder))
 
     def scorer(self, name: str) -> nn.Module:
         """A reward model that an earlier stage left, likewise."""
-        return self.ready(models.load_scorer(self._with_our_vocabulary(self.input(name))))
+        return self.ready(self._load(models.load_scorer, self._with_our_vocabulary(self.input(name))))
 
     def ready(self, model: nn.Module) -> nn.Module:
-        """The model as this run trains it: whole, or with a frozen trunk that all models of the run share."""
+        """The model as this run uses it: on its device, in its precision, whole or with the trunk that all share."""
+        engine, model = self.settings.engine, model.to(self.device)
+        if engine.compile:
+            model = compile_layers(model)
+        model = in_precision(model, engine.precision)
+        if engine.gradient_checkpointing:
+            model = models.run_layers_again(model)
         return self.trunk.adopt(model) if self.trunk else model
+
+    def placed(self, record: Placeable) -> Placeable:
+        """A record of tensors on the device of this run's models."""
+        return placed(record, self.device)
+
+    @cached_property
+    def device(self) -> torch.device:
+        return device_of(self.settings)
 
     @cached_property
     def trunk(self) -> FrozenTrunk | None:
@@ -169,6 +191,9 @@ class Run:
 
     def _checkpoints(self, stage: str) -> Path:
         return self.out / "checkpoints" / stage
+
+    def _load(self, load: Callable[..., nn.Module], source: str | Path) -> nn.Module:
+        return load(source, attention=self.settings.engine.attention)
 
     def _with_our_vocabulary(self, folder: Path) -> Path:
         """raises MissingInputError if a model's folder has no tokenizer, or one that numbers the words differently."""

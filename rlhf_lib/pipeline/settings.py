@@ -72,6 +72,27 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """On what a run is computed, and in which numbers; see docs/precision.md."""
+
+    device: str = "auto"  # cpu, cuda; auto: the GPU if there is one. Of several processes each takes its own
+    precision: str = "float32"  # bfloat16, float16: products of the models' bodies; weights and losses stay float32
+    attention: str = "sdpa"  # PyTorch's kernels; eager: operation by operation; flash_attention_2: package flash-attn
+    gradient_checkpointing: bool = False  # layers run again for their backward pass: less memory, the same bits
+    compile: bool = False  # torch.compile for the layers, but not while sampling; changes results by rounding only
+
+    def __post_init__(self):
+        _one_of(self, "device", "auto", "cpu", "cuda")
+        _one_of(self, "precision", "float32", "bfloat16", "float16")
+        _one_of(self, "attention", "sdpa", "eager", "flash_attention_2")
+
+
+def _one_of(config: object, name: str, *known: str) -> None:
+    if getattr(config, name) not in known:
+        raise ValueError(f"{name} must be {', '.join(known[:-1])} or {known[-1]}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Everything that decides a run's result."""
 
@@ -84,6 +105,7 @@ class Settings:
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self):
         bounds.at_least(0, self, "seed")

@@ -26,12 +26,12 @@ from .texts import PromptStream, reference_texts
 def run_sft(run: Run) -> dict:
     """Imitate the reference summaries, starting from the world's base model."""
     config, world = run.settings.sft, run.world
-    state = sft.new_state(run.ready(models.load_policy(world.base_folder)), config)
+    state = sft.new_state(run.base(), config)
 
     def steps(done: int) -> Iterator[dict]:
         state.step = done
         batches = (
-            reference_texts(world, world.posts("sft", config.batch_size, start=step * config.batch_size))
+            run.placed(reference_texts(world, world.posts("sft", config.batch_size, start=step * config.batch_size)))
             for step in range(done, config.steps)
         )
         return sft.train_sft(state, batches, config, run.parts)
@@ -56,11 +56,11 @@ def run_reward_model(run: Run) -> dict:
 
     def steps(done: int) -> Iterator[dict]:
         state.step = done
-        batches = preferences.batches(config, seed=seed, start=done)
+        batches = map(run.placed, preferences.batches(config, seed=seed, start=done))
         return reward_model.train_reward_model(state, batches, config, run.parts)
 
     run.train("reward_model", {"scorer": scorer}, state.optimizer, steps, config.steps)
-    references = reference_texts(world, world.posts("sft", run.settings.evaluation.posts))
+    references = run.placed(reference_texts(world, world.posts("sft", run.settings.evaluation.posts)))
     reward_model.centre(scorer, references, micro_batch_size=run.settings.ppo.micro_batch_size, parts=run.parts)
     run.save("reward_model", scorer)
     return {**preferences.accuracy(scorer), "pairs": preferences.pairs}
@@ -74,7 +74,7 @@ def run_ppo(run: Run) -> dict:
 
     def steps(done: int) -> Iterator[dict]:
         state.update = done
-        return ppo.train_ppo(state, prompts.batches(start=done), config, run.parts)
+        return ppo.train_ppo(state, map(run.placed, prompts.batches(start=done)), config, run.parts)
 
     run.train("ppo", {"policy": state.policy, "critic": state.critic}, state.optimizer, steps, config.updates)
     run.save("policy", state.policy)
@@ -88,7 +88,9 @@ def ppo_state(run: Run, **rest) -> ppo.PPOState:
     """The four models of PPO before the first update, each with weights of its own."""
     scorer = run.scorer("reward_model")
     tokenizer = run.world.tokenizer
-    models_of_ppo = run.policy("sft"), copy.deepcopy(scorer), scorer
+    policy = run.policy("sft")
+    policy.sampled_at_once = run.settings.world.sampled_at_once
+    models_of_ppo = policy, copy.deepcopy(scorer), scorer
     tokens = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     try:
         return ppo.new_state(

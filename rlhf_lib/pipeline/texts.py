@@ -69,7 +69,7 @@ def write_summaries(
     at_once = run.settings.world.sampled_at_once
     for start in range(0, len(posts), at_once):
         here = posts[start : start + at_once]
-        prompts = make_prompts(world, here)
+        prompts = run.placed(make_prompts(world, here))
         randomness = uniforms(run.settings.seed, *key, start, rows=len(here), steps=steps)
         samples = sample(
             policy, prompts.tokens, prompts.lengths, randomness,

@@ -15,7 +15,7 @@ SMALL = (
     "preferences.posts=6", "preferences.samples_per_post=3", "preferences.held_out_posts=4",
     "reward_model.steps=3", "reward_model.posts_per_batch=2",
     "ppo.updates=2", "ppo.batch_size=8", "ppo.epochs=2", "ppo.response_length=12",
-    "evaluation.posts=12", "evaluation.bootstrap=50",
+    "evaluation.posts=12", "evaluation.bootstrap=50", "engine.device=cpu",
 )  # fmt: skip
 
 

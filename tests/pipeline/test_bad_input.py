@@ -80,6 +80,19 @@ REQUESTS = {
         "--set ppo.lean=true --set ppo.skip_unread=true",
         "skip_unread and lean do not go together",
     ),
+    "no such device": ("--set engine.device=gpu", "engine.device=gpu: device must be auto, cpu or cuda"),
+    "no such precision": ("--set engine.precision=int8", "precision must be float32, bfloat16 or float16"),
+    "no such attention": ("--set engine.attention=fast", "attention must be sdpa, eager or flash_attention_2"),
+    "a GPU where there is none": ("--set engine.device=cuda", "sees no GPU here: leave it at auto"),
+    "a kernel for GPUs": ("--set engine.device=cpu --set engine.attention=flash_attention_2", "runs on a GPU alone"),
+    **{
+        f"lean and {change}": (f"--set ppo.lean=true --set engine.{change}", "ppo.lean=true")
+        for change in ("precision=bfloat16", "attention=eager", "gradient_checkpointing=true", "compile=true")
+    },
+    **{
+        f"skip_unread and {change}": (f"--set ppo.skip_unread=true --set engine.{change}=true", f"engine.{change}=true")
+        for change in ("gradient_checkpointing", "compile")
+    },
     "longer than the context": ("--set ppo.response_length=72", "ppo.response_length=72 is too long"),
     "too few pairs": ("--set preferences.posts=3 --set reward_model.posts_per_batch=4", "preferences.posts=3 gives"),
     "never a checkpoint": ("--checkpoint-seconds nan", "--checkpoint-seconds nan"),
@@ -90,6 +103,7 @@ REQUESTS = {
 @pytest.mark.parametrize("case", REQUESTS)
 def test_a_request_that_cannot_be_met(monkeypatch, capsys, tmp_path, case):
     """Refused before anything is written or trained."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     arguments, says = REQUESTS[case]
     line = refused(monkeypatch, capsys, "run", "--out", tmp_path / "out", *arguments.split())
     assert says in line
@@ -106,6 +120,12 @@ def set_json(path: Path, **entries: object) -> None:
 FOLDERS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "finished, no --resume": ("", lambda out: None, "add --resume"),
     "another seed": ("--resume --seed 1", lambda out: None, "holds a run with seed=0, not 1"),
+    "another precision": (
+        "--resume --set engine.precision=bfloat16",
+        lambda out: None,
+        "precision=float32, not bfloat16",
+    ),
+    "another device": ("--resume --set engine.device=auto", lambda out: None, "with engine.device=cpu, not auto"),
     "another setting": ("--resume --set ppo.clip=0.3", lambda out: None, "holds a run with ppo.clip=0.2, not 0.3"),
     "another preset": (
         "--resume",

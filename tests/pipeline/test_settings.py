@@ -11,7 +11,8 @@ from rlhf_lib.pipeline.settings import PRESETS, change, from_json, keys, load_se
 TINY = PRESETS["tiny"]
 KEYS = keys(TINY)
 TEXTS = ["world.name", "world.model"]
-NUMBERS = [key for key in KEYS if not isinstance(value_of(TINY, key), bool) and key not in TEXTS]
+CHOICES = {"engine.device": "cpu", "engine.precision": "bfloat16", "engine.attention": "eager"}
+NUMBERS = [key for key in KEYS if not isinstance(value_of(TINY, key), bool) and key not in TEXTS and key not in CHOICES]
 WHOLE = [key for key in NUMBERS if isinstance(value_of(TINY, key), int)]
 MAY_BE_ZERO = {
     "seed", "ppo.kl_coef", "ppo.value_coef", "ppo.entropy_coef", "ppo.gamma", "ppo.lam", "ppo.score_without_eos",
@@ -23,6 +24,8 @@ MAY_BE_NEGATIVE = {"ppo.score_without_eos"}
 
 def another(key: str, value: object) -> object:
     """A possible value other than this one."""
+    if key in CHOICES:
+        return CHOICES[key]
     if key in TEXTS:
         return "another/name"
     if key == "world.trainable_layers":
@@ -40,7 +43,7 @@ def refused(key: str, value: str) -> str:
 
 def test_keys_are_all_fields():
     """Rejects a field that no `--set` reaches, and a key of something that is no field."""
-    parts = ("world", "writers", "sft", "preferences", "reward_model", "ppo", "evaluation")
+    parts = ("world", "writers", "sft", "preferences", "reward_model", "ppo", "evaluation", "engine")
     assert set(KEYS) == {"seed"} | {f"{part}.{field.name}" for part in parts for field in fields(getattr(TINY, part))}
 
 
