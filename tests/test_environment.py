@@ -27,13 +27,13 @@ def direct_dependencies():
     return [r for r in requirements if canonicalize_name(r.name) != canonicalize_name(PROJECT["name"])]
 
 
-def constraint_lines():
-    lines = (line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
+def constraint_lines(file="constraints.txt"):
+    lines = (line.split("#")[0].strip() for line in (ROOT / file).read_text().splitlines())
     return [line for line in lines if line]
 
 
-def constraints():
-    return {canonicalize_name(r.name): r for r in map(Requirement, constraint_lines())}
+def constraints(file="constraints.txt"):
+    return {canonicalize_name(r.name): r for r in map(Requirement, constraint_lines(file))}
 
 
 def pinned_version(requirement):
@@ -84,6 +84,16 @@ def test_each_extra_that_names_this_package_names_an_extra_of_it():
 def test_every_direct_dependency_has_a_tested_version_within_its_bound(requirement):
     version = pinned_version(constraints()[canonicalize_name(requirement.name)])
     assert version in requirement.specifier
+
+
+@pytest.mark.parametrize("line", [*PROJECT["dependencies"], *EXTRAS["tensorboard"], *EXTRAS["checks"]])
+def test_the_oldest_versions_are_the_ones_that_are_claimed(line):
+    """Rejects a lower bound that was moved without a run of `.ci/oldest`, or that this run never sees."""
+    requirement = Requirement(line)
+    if canonicalize_name(requirement.name) == canonicalize_name(PROJECT["name"]):
+        return
+    [claim] = requirement.specifier
+    assert pinned_version(constraints("constraints-oldest.txt")[canonicalize_name(requirement.name)]) == claim.version
 
 
 def test_direct_dependencies_have_a_lower_bound_and_no_upper_one():
