@@ -16,6 +16,8 @@ OF_THE_DISK = {  # what is not our mistake, and what to do about it
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR), GO_ELSEWHERE),
 }
 
+PRESETS = "tiny or tiny-overoptimised or smollm2 or tldr-pythia-1b or tldr-llama-1b or tldr-t4"
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
@@ -28,7 +30,7 @@ def course() -> None:
 def run(
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for everything the run writes; made if missing.")],
     preset: Annotated[
-        str, typer.Option(help="Which model, data and sizes: tiny or tiny-overoptimised or smollm2.")
+        str, typer.Option(help=f"Which model, data and sizes: {PRESETS}.")
     ] = "tiny",
     seed: Annotated[int, typer.Option(help="Decides posts, samples and labels; the same seed gives the same run.")] = 0,
     changes: Annotated[
@@ -68,7 +70,7 @@ def run(
 
 @app.command()
 def settings(
-    preset: Annotated[str, typer.Option(help="The preset to show: tiny or tiny-overoptimised or smollm2.")] = "tiny",
+    preset: Annotated[str, typer.Option(help=f"The preset to show: {PRESETS}.")] = "tiny",
 ) -> None:
     """List every setting of a preset, as KEY=VALUE, the form that `run --set` takes."""
     from .pipeline import command
@@ -78,7 +80,7 @@ def settings(
 
 @app.command()
 def memory(
-    preset: Annotated[str, typer.Option(help="The preset whose PPO stage is meant: tiny.")] = "tiny",
+    preset: Annotated[str, typer.Option(help=f"The preset whose PPO stage is meant: {PRESETS}.")] = "tiny",
     changes: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable. See `settings`.")
     ] = [],  # noqa: B006

@@ -23,18 +23,20 @@ def train_reward_model(
     for batch in batches:
         factor = parts.schedule(state.step, config.steps)
         optimiser.set_learning_rates(state.optimizer, config.learning_rate * factor, config.head_learning_rate * factor)
-        texts, *pairs = own_pairs(batch.texts, batch.chosen, batch.rejected)
-        scores, count = parts.read_score(parts.state_values(state.model, texts.tokens), texts), len(batch.chosen)
-        chosen, rejected = (scores[places] for places in pairs)
-        loss = parts.preference_loss(chosen, rejected).sum() / count
-        evidence = {**vars(texts), "chosen": pairs[0], "rejected": pairs[1], "scores": scores}
-        optimiser.backward("the preference loss", loss, state.optimizer, evidence)
+        loss, agreement, count = 0.0, 0.0, len(batch.chosen)
+        for texts, *pairs in own_pairs(batch.texts, batch.chosen, batch.rejected, config.micro_batch_size):
+            scores = parts.read_score(parts.state_values(state.model, texts.tokens), texts)
+            chosen, rejected = (scores[places] for places in pairs)
+            share = parts.preference_loss(chosen, rejected).sum() / count
+            evidence = {**vars(texts), "chosen": pairs[0], "rejected": pairs[1], "scores": scores}
+            optimiser.backward("the preference loss", share, state.optimizer, evidence)
+            loss, agreement = loss + float(share.detach()), agreement + float((chosen > rejected).float().sum() / count)
         grad_norms = optimiser.step(state.optimizer, max_grad_norm=config.max_grad_norm)
         state.step += 1
         yield dict(
             step=state.step,
-            loss=distributed.total(float(loss.detach())),
-            agreement=distributed.total(float((chosen > rejected).float().sum() / count)),
+            loss=distributed.total(loss),
+            agreement=distributed.total(agreement),
             grad_norm_body=grad_norms[0],
             grad_norm_head=grad_norms[1],
             learning_rate=config.learning_rate * factor,
@@ -47,13 +49,14 @@ class RewardModelConfig:
 
     steps: int = 1451  # optimiser steps; N+ makes one pass over 92,858 pairs
     posts_per_batch: int = 64  # all pairs of one post stay in one batch (Ouyang et al. 2022); N+ has one pair a post
+    micro_batch_size: int = 128  # pairs in memory at once; changes results by rounding only
     learning_rate: float = 3e-6  # of the body, N+, with cosine decay to 0
     head_learning_rate: float = 3e-6  # of the linear head, which starts from noise; N+ has one rate for both
     adam_eps: float = 1e-5  # N+
     max_grad_norm: float | None = None  # N+ does not clip
 
     def __post_init__(self):
-        bounds.at_least(1, self, "steps", "posts_per_batch")
+        bounds.at_least(1, self, "steps", "posts_per_batch", "micro_batch_size")
         bounds.above_zero(self, "learning_rate", "head_learning_rate", "adam_eps", "max_grad_norm")
 
 

@@ -49,13 +49,18 @@ def own_buckets(texts: Texts, rows: int) -> list[Tensor]:
     return distributed.own_share(list(buckets(texts, rows)))
 
 
-def own_pairs(texts: Texts, chosen: Tensor, rejected: Tensor) -> tuple[Texts, Tensor, Tensor]:
-    """This process's share of the pairs, neighbours together, and no other texts than they are made of."""
-    if distributed.size() == 1:
-        return texts, chosen, rejected
-    own = torch.arange(len(chosen)).tensor_split(distributed.size())[distributed.rank()]
-    needed, places = torch.cat([chosen[own], rejected[own]]).unique(return_inverse=True)
-    return (micro_batch(texts, texts, needed), *places.split(len(own)))
+def own_pairs(texts: Texts, chosen: Tensor, rejected: Tensor, rows: int) -> Iterator[tuple[Texts, Tensor, Tensor]]:
+    """This process's share of the pairs, at most `rows` at a time, neighbours together.
+
+    Each time as the texts that these pairs are made of, and the places among them of those chosen and rejected.
+    """
+    own = torch.arange(len(chosen), device=chosen.device).tensor_split(distributed.size())[distributed.rank()]
+    if len(own) == len(chosen) <= rows:
+        yield texts, chosen, rejected
+        return
+    for some in own.split(rows) if len(own) else ():  # there may be more processes than pairs
+        needed, places = torch.cat([chosen[some], rejected[some]]).unique(return_inverse=True)
+        yield (micro_batch(texts, texts, needed), *places.split(len(some)))
 
 
 def micro_batch(record: Record, texts: Texts, index: Tensor) -> Record:

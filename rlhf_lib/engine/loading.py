@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from . import hub
 from .files import DamagedError, brief
 
 
@@ -44,6 +45,19 @@ def load_tokenizer(source: str | Path):
     return tokenizer
 
 
+def load_config(source: str | Path):
+    """The config of a model, without its weights.
+
+    raises  DamagedError naming the source
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(*_place(source), **_gguf(source))
+    except Exception as error:  # likewise
+        raise DamagedError(_why(source, error)) from error
+
+
 def _is_gguf(source: str | Path) -> bool:
     return Path(source).suffix == ".gguf"
 
@@ -72,9 +86,10 @@ def _plain(model: nn.Module) -> nn.Module:
 def _why(source: str | Path, error: Exception) -> str:
     if Path(source).exists():
         return f"the model in {source} cannot be loaded ({brief(error)}): make or copy that folder again"
+    what, advice = hub.why(error, str(source))
     return (
-        f"{source} is no folder here, and no model of that name could be fetched ({brief(error)}): give the path of a "
-        "model's folder, or connect to the network"
+        f"{source} is no folder here, and no model of that name could be fetched ({what}): {advice}; or give the path "
+        "of a model's folder"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +18,7 @@ from .errors import OccupiedError, SettingsError, TrainingError
 from .inputs import damage_explained
 from .machine import refuse_impossible
 from .run import Run
+from .scales import scale_of
 from .settings import Settings, from_json, keys
 from .stages import STAGES
 
@@ -37,14 +38,14 @@ def run_pipeline(run: Run, stages: Sequence[str] = tuple(STAGES)) -> dict:
     refuse_other_settings(run)
     refuse_to_overwrite(run, stages)
     run.out.check_logs()
-    run.out.write_json("settings.json", asdict(run.settings))
     finished = run.out.read_json("results.json", {})
+    data = scale_of(run.settings).look_at_data(run, pending(run, stages, finished))
+    run.out.write_json("settings.json", asdict(run.settings))
+    if data:
+        run.out.write_json("data.json", {**run.out.read_json("data.json", {}), **data})
     distributed.wait_for_all()  # before anybody writes what another one might take for a run in its way
     results = {**run.source.read_json("results.json", {}), **finished}
-    for stage in stages:
-        if run.resume and stage in finished:
-            continue
-        finished = {}  # what follows was made from what this stage makes anew
+    for stage in pending(run, stages, finished):
         seconds: dict[str, float] = {}
         forget_checkpoints_after(run, stage)
         with stopwatch(seconds, stage), loss_explained(run, stage):
@@ -57,6 +58,12 @@ def run_pipeline(run: Run, stages: Sequence[str] = tuple(STAGES)) -> dict:
     if "evaluation" in results:
         run.out.write_json("report.json", report)
     return report
+
+
+def pending(run: Run, stages: Sequence[str], finished: Container[str]) -> list[str]:
+    """The stages to run: when resuming, from the first that is not finished on; what follows it was made from it."""
+    done = itertools.takewhile(lambda stage: run.resume and stage in finished, stages)
+    return list(stages[len(list(done)) :])
 
 
 def refuse_too_long(run: Run) -> None:
@@ -141,9 +148,9 @@ def value_of(settings: Settings, key: str) -> object:
 
 def make_report(run: Run, results: dict) -> dict:
     """What report.json holds: one place for every number of the run."""
-    evaluation = results.get("evaluation", {})
+    evaluation, against = results.get("evaluation", {}), scale_of(run.settings).hold_against
     seconds = {stage: result["seconds"] for stage, result in results.items()}
-    return {
+    report = {
         "preset": run.settings.preset,
         "seed": run.settings.seed,
         "seconds": {"total": sum(seconds.values()), **seconds},
@@ -159,6 +166,7 @@ def make_report(run: Run, results: dict) -> dict:
         },
         "parts": run.parts.fingerprint(),
     }
+    return {**report, **against(run, report)}
 
 
 def _numbers(result: dict) -> dict:

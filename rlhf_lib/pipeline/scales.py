@@ -1,4 +1,4 @@
-"""The three scales: what each world brings along, and what the pipeline puts in where it brings nothing.
+"""The scales: what each world brings along, and what the pipeline puts in where it brings nothing.
 
 One code path runs them all; `settings.world.name` picks a line of SCALES, and the presets in `settings` do the rest.
 """
@@ -6,13 +6,14 @@ One code path runs them all; `settings.world.name` picks a line of SCALES, and t
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..worlds.smollm2 import SmolTLDR
 from ..worlds.tiny_tldr.world import TinyTLDR
+from ..worlds.tldr.world import TLDR
 from ..worlds.world import World
-from . import comparisons, evaluation
+from . import comparisons, evaluation, given
 from .comparisons import Preferences
 from .errors import SettingsError
 from .evaluation import Judge
@@ -22,12 +23,18 @@ from .settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How a world is made, where its preferences come from, and who judges in the evaluation."""
+    """How a world is made, where its preferences come from, and who judges in the evaluation.
+
+    look_at_data  reads what the stages will need, before anything long starts; returns what is to be kept of it
+    hold_against  holds a report against the numbers of others; returns what it shall say of them
+    """
 
     world: Callable[[Settings], World]
     collect_preferences: Callable[[Run], None]
     load_preferences: Callable[[Run], Preferences]
     judge: Judge
+    look_at_data: Callable[[Run, Sequence[str]], dict] = lambda run, stages: {}
+    hold_against: Callable[[Run, dict], dict] = lambda run, report: {}
 
 
 def tiny_world(settings: Settings) -> World:
@@ -36,6 +43,16 @@ def tiny_world(settings: Settings) -> World:
 
 def smol_world(settings: Settings) -> World:
     return SmolTLDR(settings.seed, model=settings.world.model, repetition=settings.writers.repetition)
+
+
+def tldr_world(settings: Settings) -> World:
+    data, model = settings.data, settings.world.model
+    if model is None:
+        raise SettingsError("world.model=none: the world tldr has no model of its own, name a folder or one on the Hub")
+    return TLDR(
+        settings.seed, model=model, references=data.references, preferences=data.preferences,
+        skip_broken=data.skip_broken,
+    )  # fmt: skip
 
 
 SCALES = {
@@ -50,6 +67,14 @@ SCALES = {
         collect_preferences=comparisons.collect,
         load_preferences=comparisons.load,
         judge=evaluation.by_gold,
+    ),
+    "tldr": Scale(
+        world=tldr_world,
+        collect_preferences=given.say_where_from,
+        load_preferences=given.load,
+        judge=evaluation.by_reward_model,
+        look_at_data=given.look_at_data,
+        hold_against=given.hold_against,
     ),
 }
 

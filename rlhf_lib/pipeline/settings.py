@@ -12,6 +12,7 @@ from ..algorithms import bounds
 from ..algorithms.ppo import PPOConfig
 from ..algorithms.reward_model import RewardModelConfig
 from ..algorithms.sft import SFTConfig
+from ..worlds.tldr import PREFERENCE_DATA, SFT_DATA
 from .errors import SettingsError
 
 
@@ -29,6 +30,19 @@ class WorldConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What the world "tldr" reads; the other worlds make their posts. See worlds/tldr/rows.py for the schema.
+
+    Each is the name of a data set on the Hub, also as owner/name@revision, or a folder with a file for each split:
+    train.jsonl, or train-00000-of-00002.parquet and so on.
+    """
+
+    references: str = SFT_DATA  # posts with a summary; splits train and test
+    preferences: str = PREFERENCE_DATA  # two summaries of a post, one chosen; splits train and validation
+    skip_broken: bool = False  # leave out rows that cannot be used, and name them; else the first one ends the run
+
+
+@dataclass(frozen=True, kw_only=True)
 class WritersConfig:
     """Who writes the reference summaries, beyond what the world's writers do anyway."""
 
@@ -40,7 +54,7 @@ class WritersConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PreferencesConfig:
-    """Which summaries are compared, and by whom."""
+    """Which summaries are compared, and by whom. Where the data have the answers, only how many of them are used."""
 
     posts: int = 1500  # each gives samples_per_post * (samples_per_post - 1) / 2 pairs
     samples_per_post: int = 4  # summaries of one post, all compared with each other (Ouyang et al. 2022)
@@ -99,6 +113,7 @@ class Settings:
     preset: str = "tiny"
     seed: int = 0
     world: WorldConfig = field(default_factory=WorldConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     writers: WritersConfig = field(default_factory=WritersConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     preferences: PreferencesConfig = field(default_factory=PreferencesConfig)
@@ -154,7 +169,41 @@ SMOLLM2 = Settings(
     evaluation=EvaluationConfig(posts=256),
 )
 
-PRESETS = {settings.preset: settings for settings in (TINY, TINY_OVEROPTIMISED, SMOLLM2)}
+# The TL;DR of N+ (Huang et al. 2024): what is not said here is a default, and the defaults are those of N+.
+TLDR_PYTHIA_1B = Settings(
+    preset="tldr-pythia-1b",
+    world=WorldConfig(name="tldr", model="EleutherAI/pythia-1b-deduped", sampled_at_once=128),
+    sft=SFTConfig(steps=912, batch_size=128, micro_batch_size=8),  # one pass over 116,722 posts
+    preferences=PreferencesConfig(posts=92_858, held_out_posts=83_802),  # all
+    reward_model=RewardModelConfig(steps=1451, posts_per_batch=64, micro_batch_size=4),  # one pass
+    ppo=PPOConfig(updates=1953, batch_size=512, micro_batch_size=8, response_length=53),  # a million episodes
+    evaluation=EvaluationConfig(posts=6_553, temperature=0.01, matched_length=3),  # all of the split "test"
+    engine=EngineConfig(precision="bfloat16"),
+)
+TLDR_LLAMA_1B = replace(
+    TLDR_PYTHIA_1B,
+    preset="tldr-llama-1b",
+    world=replace(TLDR_PYTHIA_1B.world, model="meta-llama/Llama-3.2-1B"),
+)
+
+# For 15 GiB and no bfloat16, as on a free Colab: a smaller Pythia, so that token counts are still those of N+; its top
+# layers learn, on a trunk that is held once; and a fiftieth of the episodes.
+TLDR_T4 = replace(
+    TLDR_PYTHIA_1B,
+    preset="tldr-t4",
+    world=WorldConfig(name="tldr", model="EleutherAI/pythia-410m-deduped", trainable_layers=8, sampled_at_once=32),
+    sft=replace(TLDR_PYTHIA_1B.sft, micro_batch_size=4),
+    preferences=replace(TLDR_PYTHIA_1B.preferences, held_out_posts=8_192),
+    reward_model=replace(TLDR_PYTHIA_1B.reward_model, micro_batch_size=2),
+    ppo=replace(TLDR_PYTHIA_1B.ppo, updates=312, batch_size=64, micro_batch_size=4),
+    evaluation=replace(TLDR_PYTHIA_1B.evaluation, posts=1024),
+    engine=EngineConfig(precision="float16"),
+)
+
+PRESETS = {
+    settings.preset: settings
+    for settings in (TINY, TINY_OVEROPTIMISED, SMOLLM2, TLDR_PYTHIA_1B, TLDR_LLAMA_1B, TLDR_T4)
+}
 
 
 def load_settings(preset: str, overrides: list[str] | None = None, *, seed: int | None = None) -> Settings:

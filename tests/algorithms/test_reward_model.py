@@ -48,6 +48,18 @@ def test_loss_by_hand():
     assert math.isclose(metrics["agreement"], sum(gap > 0 for gap in gaps) / len(gaps), rel_tol=1e-6)
 
 
+def test_micro_batches_change_nothing():
+    """Rejects a mean of means, a gradient of the last micro-batch alone, and pairs that read rows of another one."""
+    batch, whole, cut = comparisons(), make_scorer(), make_scorer()
+    assert len(batch.chosen) % 2 == 1
+    expected = next(train_reward_model(new_state(whole, CONFIG), [batch], CONFIG))
+    in_twos = replace(CONFIG, micro_batch_size=2)
+    found = next(train_reward_model(new_state(cut, in_twos), [batch], in_twos))
+    assert found == pytest.approx(expected, rel=1e-5)
+    for one, other in zip(cut.parameters(), whole.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
 def test_norms_and_rates_of_body_and_head():
     """Rejects groups that are swapped, a head left out of training, and a schedule for one of the two only."""
     batch, scorer = comparisons(), make_scorer()

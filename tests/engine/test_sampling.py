@@ -143,6 +143,18 @@ def test_permuted_split_or_alone(world, rows):
     assert_same_samples(again(world, world[1].select(rows), RANDOM[rows]), world[2].select(rows))
 
 
+@pytest.mark.parametrize("at_once", [1, 5, ROWS])
+def test_so_many_rows_at_once(world, at_once):
+    """Rejects rows of one piece that get the random numbers of another, and pieces put together in another order."""
+    model, prompts, *_ = world
+    model.sampled_at_once = at_once
+    try:
+        found = again(world, prompts, RANDOM)
+    finally:
+        del model.sampled_at_once
+    assert_same_samples(found, world[2])
+
+
 def test_wider_prompts_change_nothing(world):
     """Rejects reading the width of the prompts for their lengths."""
     wide = Prompts(torch.nn.functional.pad(world[1].tokens, (0, 20), value=7), world[1].lengths)

@@ -10,7 +10,7 @@ from rlhf_lib.pipeline.settings import PRESETS, change, from_json, keys, load_se
 
 TINY = PRESETS["tiny"]
 KEYS = keys(TINY)
-TEXTS = ["world.name", "world.model"]
+TEXTS = ["world.name", "world.model", "data.references", "data.preferences"]
 CHOICES = {"engine.device": "cpu", "engine.precision": "bfloat16", "engine.attention": "eager"}
 NUMBERS = [key for key in KEYS if not isinstance(value_of(TINY, key), bool) and key not in TEXTS and key not in CHOICES]
 WHOLE = [key for key in NUMBERS if isinstance(value_of(TINY, key), int)]
@@ -43,7 +43,7 @@ def refused(key: str, value: str) -> str:
 
 def test_keys_are_all_fields():
     """Rejects a field that no `--set` reaches, and a key of something that is no field."""
-    parts = ("world", "writers", "sft", "preferences", "reward_model", "ppo", "evaluation", "engine")
+    parts = ("world", "data", "writers", "sft", "preferences", "reward_model", "ppo", "evaluation", "engine")
     assert set(KEYS) == {"seed"} | {f"{part}.{field.name}" for part in parts for field in fields(getattr(TINY, part))}
 
 

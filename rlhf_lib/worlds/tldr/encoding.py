@@ -43,7 +43,7 @@ def tokenise(rows: Iterable[Row], kind: Kind, tokenizer, limits: Limits) -> Toke
 
 def encode_queries(rows: Sequence[Row], tokenizer, limit: int) -> list[tuple[list[int], bool]]:
     """Token ids of each query, at most `limit`, and whether its post was cut."""
-    whole = _encode([row.post.query for row in rows], tokenizer)
+    whole = encode_texts([row.post.query for row in rows], tokenizer)
     return [
         (ids, False) if len(ids) <= limit else (_shortened(row, len(ids), tokenizer, limit), True)
         for row, ids in zip(rows, whole, strict=True)
@@ -53,7 +53,7 @@ def encode_queries(rows: Sequence[Row], tokenizer, limit: int) -> list[tuple[lis
 def encode_responses(texts: Sequence[str], tokenizer, rooms: Sequence[int]) -> list[tuple[list[int], bool]]:
     """Token ids of each response, at most its room, and whether it was cut."""
     spaced = [text if text[0].isspace() else f" {text}" for text in texts]
-    whole = [[*ids, tokenizer.eos_token_id] for ids in _encode(spaced, tokenizer, add_special_tokens=False)]
+    whole = [[*ids, tokenizer.eos_token_id] for ids in encode_texts(spaced, tokenizer, add_special_tokens=False)]
     return [(ids[:room], len(ids) > room) for ids, room in zip(whole, rooms, strict=True)]
 
 
@@ -77,7 +77,7 @@ def refuse_unfit(tokenizer) -> None:
     """raises DamagedError if no response could end, or every query would"""
     if tokenizer.eos_token_id is None:
         raise DamagedError("the tokenizer has no EOS token, so that no summary could end: set its eos_token")
-    if _encode(["TL;DR:"], tokenizer)[0][-1] == tokenizer.eos_token_id:
+    if encode_texts(["TL;DR:"], tokenizer)[0][-1] == tokenizer.eos_token_id:
         raise DamagedError("the tokenizer ends every text with EOS, the query too: load it with add_eos_token=False")
 
 
@@ -90,12 +90,13 @@ def _shortened(row: Row, length: int, tokenizer, limit: int) -> list[int]:
                 "the title, or raise the limit"
             )
         post = cut_post(post, length - limit)
-        (ids,) = _encode([post.query], tokenizer)
+        (ids,) = encode_texts([post.query], tokenizer)
         length = len(ids)
     return ids
 
 
-def _encode(texts: list[str], tokenizer, *, add_special_tokens: bool = True) -> list[list[int]]:
+def encode_texts(texts: list[str], tokenizer, *, add_special_tokens: bool = True) -> list[list[int]]:
+    """Token ids. Special tokens that somebody typed stay the characters that they are."""
     options = dict(split_special_tokens=True, return_attention_mask=False, verbose=False)
     return tokenizer(texts, add_special_tokens=add_special_tokens, **options).input_ids
 

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
+from ...engine import hub
 from ...engine.files import DamagedError, brief
 
 Reader = Callable[[], dict]
 SUFFIXES = (".jsonl", ".parquet")
 ROWS_AT_ONCE = 1000  # of a Parquet file
+PAGE = "https://huggingface.co/datasets/"  # and the name
 
 
 class BrokenRow(ValueError):
@@ -114,10 +116,10 @@ class HubSplit:
         except (
             Exception
         ) as error:  # no network, no such name or split, gated, a broken download: each fails its own way
+            what, advice = hub.why(error, self.name, page=PAGE)
             raise DamagedError(
                 f"{self.name} is no file or folder here, and its split {self.split} could not be had from the Hub "
-                f"({brief(error)}): connect to the network, log in (hf auth login) if the dataset is gated, or name "
-                "local .jsonl or .parquet files"
+                f"({what}): {advice}; or name local .jsonl or .parquet files"
             ) from error
 
 
