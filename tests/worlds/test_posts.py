@@ -5,8 +5,18 @@ import re
 
 import pytest
 
+from rlhf_lib.worlds.smollm2 import SmolTLDR
 from rlhf_lib.worlds.tiny_tldr import grammar
-from rlhf_lib.worlds.tiny_tldr.posts import TITLE_FAITHFUL, TITLE_WRONG, Dice, Post, make_post, make_posts
+from rlhf_lib.worlds.tiny_tldr.posts import (
+    TITLE_FAITHFUL,
+    TITLE_WRONG,
+    Dice,
+    Post,
+    longest_posts,
+    make_post,
+    make_posts,
+)
+from rlhf_lib.worlds.tiny_tldr.world import ASSETS, TinyTLDR
 
 POSTS = make_posts(0, "test", 4000)
 
@@ -108,3 +118,18 @@ def test_dice():
     assert all(sorted(order) == list(options) for order in orders)
     assert {dice.pick(options) for _ in range(200)} == set(options)
     assert {dice.other(options, "b") for _ in range(200)} == set("acd")
+
+
+def test_no_post_is_longer_than_the_longest():
+    """Rejects a bound that leaves out a title, a filler or a slot, and one far above what any post has.
+
+    Counted in letters, in which options differ; the words that two posts share are as long in both.
+    """
+    longest = max(len(post.prompt) for post in longest_posts(len))
+    assert longest - 30 < max(len(post.prompt) for post in POSTS) <= longest
+
+
+def test_the_length_of_prompts_is_that_of_the_grammar():
+    """Rejects constants that the grammar or the model has outgrown; they are computed for a model of one's own."""
+    found = SmolTLDR(0, model=str(ASSETS / "base"))
+    assert (found.longest_prompt, found.context) == (TinyTLDR.longest_prompt, TinyTLDR.context)

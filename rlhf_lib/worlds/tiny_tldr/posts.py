@@ -7,7 +7,7 @@ title is usually, not always, faithful: copying it is tempting and often wrong.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -55,9 +55,27 @@ class Dice:
         return [item for _, item in sorted(((self.uniform(), item) for item in items), key=lambda draw: draw[0])]
 
 
+class Loaded(Dice):
+    """Dice that always fall on the longest option; `uniform` is what they give where nothing is picked."""
+
+    def __init__(self, length: Callable[[str], int], uniform: float):
+        self.length, self.uniform = length, lambda: uniform
+
+    def pick(self, options: Sequence[str]) -> str:
+        return max(options, key=self.length)
+
+
 def make_post(seed: int, split: str, index: int) -> Post:
     """Post number `index` of a split; any post can be made without making those before it."""
-    dice = Dice("post", seed, split, index)
+    return _post(Dice("post", seed, split, index))
+
+
+def longest_posts(length: Callable[[str], int]) -> list[Post]:
+    """One of which no other post exceeds, with a full title and with a vague one; `length` is that of a few words."""
+    return [_post(Loaded(length, uniform)) for uniform in (0.0, 1.0)]
+
+
+def _post(dice: Dice) -> Post:
     facts = {slot: dice.pick(words) for slot, words in grammar.SLOTS.items()}
     aside = {slot: dice.other(words, facts[slot]) for slot, words in grammar.SLOTS.items()}
     return Post(
