@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ..maths.masking import mask_from_lengths
 from ..maths.shapes import Tokens
 from .files import DamagedError
+from .lean import lean_forward, why_not_lean
 from .models import train_top_layers
 from .sampling import Decoder
 
@@ -67,14 +69,17 @@ class FrozenTrunk:
         for place, layer in enumerate(self.body.layers):
             body.layers[place] = layer
         _replace_embeddings(model, self.body.get_input_embeddings())
-        body.forward, model.decoder = partial(_forward, self, body), partial(TrunkDecoder, self)
+        body.trunk, body.forward, model.decoder = self, partial(_forward, self, body), partial(TrunkDecoder, self)
         return train_top_layers(model, self.trainable_layers)
 
     def states(self, tokens: Tokens) -> Tensor:
         """[B, T, D] before the top layers; 0 at padding."""
-        rows = [_without_padding(row, self.pad_token_id) for row in tokens.tolist()]
-        states = pad_sequence([self.reading(row).states for row in rows], batch_first=True)
+        states = pad_sequence([self.reading(row).states for row in self.rows(tokens)], batch_first=True)
         return nn.functional.pad(states, (0, 0, 0, tokens.shape[1] - states.shape[1]))
+
+    def rows(self, tokens: Tokens) -> list[Row]:
+        """Without padding."""
+        return [_without_padding(row, self.pad_token_id) for row in tokens.tolist()]
 
     def __deepcopy__(self, memo: dict) -> FrozenTrunk:
         return self
@@ -157,9 +162,15 @@ def _on_the_right(rows: Sequence[Tensor], width: int) -> Tensor:
 
 
 def _forward(trunk: FrozenTrunk, body: nn.Module, input_ids: Tokens, use_cache: bool = True, **options):
-    """In place of the body's own forward pass: whole where there is a cache to fill, else the top layers alone."""
+    """In place of the body's own forward pass: whole where there is a cache to fill, else the top layers alone.
+
+    Of a Llama they run once for each state, so that texts below one prompt share it here as well.
+    """
     if use_cache:
         return type(body).forward(body, input_ids=input_ids, use_cache=use_cache, **options)
+    if not why_not_lean(body):
+        lengths = torch.tensor([len(row) for row in trunk.rows(input_ids)], device=input_ids.device)
+        return lean_forward(body, mask_from_lengths(lengths, input_ids.shape[1]), input_ids)
     top = _part(body, body.layers[len(trunk.body.layers) :])
     return type(body).forward(top, inputs_embeds=trunk.states(input_ids), use_cache=False, **options)
 

@@ -173,7 +173,7 @@ class _ChosenLogProbs(torch.autograd.Function):
         states, weight, actions = ctx.saved_tensors
         temperature, rows = ctx.rest
         buffer = states.new_empty(min(rows, len(states)), len(weight))
-        of_states, of_weight = torch.empty_like(states), torch.zeros_like(weight)
+        of_states, of_weight = torch.empty_like(states), torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         grad = (grad / temperature)[:, None]
         blocks = (whole.split(rows) for whole in (states, actions[:, None], grad, of_states))
         for some, chosen, upstream, of_some in zip(*blocks, strict=True):
@@ -181,7 +181,8 @@ class _ChosenLogProbs(torch.autograd.Function):
             torch.softmax(logits, -1, out=logits)
             of_logits = logits.mul_(-upstream).scatter_add_(-1, chosen, upstream)
             torch.mm(of_logits, weight, out=of_some)
-            of_weight.addmm_(of_logits.T, some)
+            if of_weight is not None:
+                of_weight.addmm_(of_logits.T, some)
         return of_states, of_weight, None, None, None
 
 

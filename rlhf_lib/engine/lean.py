@@ -44,17 +44,27 @@ def only_what_is_read(read: Bool[Tensor, "B states"], *of: nn.Module) -> Iterato
     bodies = {id(model.base_model): model.base_model for model in of}.values()
     for body in bodies:
         refuse_if_not_lean(body)
-        body.forward, body.lean = partial(_lean_forward, body, read), True
+    wrapped = [(body, body.forward) for body in bodies if "trunk" in vars(body)]
+    for body in bodies:
+        body.forward, body.lean = partial(lean_forward, body, read), True
     try:
         yield
     finally:
         for body in bodies:
             del body.forward, body.lean
+        for body, forward in wrapped:
+            body.forward = forward
 
 
 def refuse_if_not_lean(body: nn.Module) -> None:
     """ValueError unless this is a Llama in float32 with SiLU gates, without biases, that attends to all before it."""
-    config = body.config
+    if reason := why_not_lean(body):
+        raise ValueError(f"ppo.lean=true does not go with this model, {reason}: leave ppo.lean at false")
+
+
+def why_not_lean(body: nn.Module) -> str | None:
+    """The first reason for `refuse_if_not_lean`, or None."""
+    config, wrapped = body.config, [*getattr(body, "layers", ()), *([] if "trunk" in vars(body) else [body])]
     checks = {
         "its architecture is not Llama": config.model_type != "llama",
         "its gate is not SiLU": getattr(config, "hidden_act", "silu") != "silu",
@@ -63,18 +73,17 @@ def refuse_if_not_lean(body: nn.Module) -> None:
         "it is not in float32": any(weight.dtype != torch.float32 for weight in body.parameters()),
         "its rotation depends on how long the text is": _rope_type(config) in ("dynamic", "longrope"),
         "it runs in mixed precision": torch.is_autocast_enabled(body.device.type),
-        "something wraps it": any("forward" in vars(module) for module in (body, *getattr(body, "layers", ()))),
+        "something wraps it": any("forward" in vars(module) for module in wrapped),
     }
-    for reason, holds in checks.items():
-        if holds:
-            raise ValueError(f"ppo.lean=true does not go with this model, {reason}: leave ppo.lean at false")
+    return next((reason for reason, holds in checks.items() if holds), None)
 
 
 def _rope_type(config) -> str | None:
     return (getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}).get("rope_type")
 
 
-def _lean_forward(body: nn.Module, read: Tensor, input_ids: Tokens, **_) -> SimpleNamespace:
+def lean_forward(body: nn.Module, read: Tensor, input_ids: Tokens, **_) -> SimpleNamespace:
+    """In place of the body's own forward pass: `last_hidden_state` [B, T, D] where `read` is True, and 0 elsewhere."""
     places = find_places(input_ids, read)
     states = _run(body, input_ids, read, places)
     blank = states.new_zeros(*read.shape, states.shape[-1])
@@ -127,9 +136,14 @@ def run_all_but_last(
 
     look  (layer, states, place) to [B, T, heads * d]: what attention brings to each place
     """
-    distinct, token = tokens.flatten()[places.first].unique(return_inverse=True)
-    states, place = body.embed_tokens(distinct), token[places.state]
-    for layer in body.layers[:-1]:
+    layers, token = body.layers, places.first
+    if "trunk" in vars(body):  # see `frozen_trunk`
+        layers = layers[len(body.trunk.body.layers) :]
+        states, place = embedding(places.first, body.trunk.states(tokens).flatten(0, 1)), places.state
+    else:
+        distinct, token = tokens.flatten()[places.first].unique(return_inverse=True)
+        states, place = body.embed_tokens(distinct), token[places.state]
+    for layer in layers[:-1]:
         attended = embedding(places.first, look(layer, states, place).flatten(0, 1))
         if place is not places.state:
             states, place = embedding(token, states), places.state

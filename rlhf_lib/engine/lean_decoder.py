@@ -23,8 +23,11 @@ ROOM = 32  # tokens by which the cache grows when it is full
 
 @contextmanager
 def lean_decoding(model: nn.Module, *, lean: bool) -> Iterator[None]:
-    """Within, `sampling.sample` reads and writes with this Llama by a `LeanDecoder`, if the settings say so."""
-    if not lean:
+    """Within, `sampling.sample` reads and writes with this Llama by a `LeanDecoder`, if the settings say so.
+
+    A model on a frozen trunk keeps the decoder that it has: there its prompts are read already.
+    """
+    if not lean or hasattr(model, "decoder"):
         yield
         return
     refuse_if_not_lean(model.base_model)

@@ -164,7 +164,7 @@ SMOLLM2 = Settings(
         steps=90, posts_per_batch=8, learning_rate=3e-4, head_learning_rate=3e-3, max_grad_norm=1.0
     ),
     ppo=PPOConfig(
-        updates=16, batch_size=64, micro_batch_size=16, learning_rate=3e-4, response_length=20, skip_unread=True
+        updates=16, batch_size=64, micro_batch_size=16, learning_rate=3e-4, response_length=16, lean=True
     ),
     evaluation=EvaluationConfig(posts=256),
 )

@@ -141,7 +141,6 @@ REFUSED = {
     "attention is not PyTorch's own": lambda: with_open_attention(tiny_llama()),
     "not in float32": lambda: tiny_llama().bfloat16(),
     "something wraps it": lambda: models.run_layers_again(tiny_llama()),
-    "something wraps it ": lambda: FrozenTrunk(trainable_layers=1, pad_token_id=PAD).adopt(tiny_llama()),
 }
 
 
@@ -177,6 +176,19 @@ def test_mixed_precision_is_refused():
     """Rejects float32 states added to products in bfloat16 without a word."""
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="it runs in mixed precision"):
         lean.refuse_if_not_lean(tiny_llama().base_model)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_on_a_frozen_trunk(layers):
+    """Rejects a pass around the trunk, one that runs its layers again, and a trunk that is gone afterwards."""
+    texts = ragged_texts()
+    for read in (reads_of(texts)["actions"], reads_of(texts)["score"]):
+        plain, model = llama(4, 4, 2), FrozenTrunk(trainable_layers=layers, pad_token_id=PAD).adopt(llama(4, 4, 2))
+        models.train_top_layers(plain, layers)
+        look = states_where(read)
+        expected, before = look(plain, texts.tokens, plainly), model.base_model.forward
+        torch.testing.assert_close(look(model, texts.tokens, lean.only_what_is_read), expected, **CLOSE)
+        assert model.base_model.forward is before
 
 
 def test_frozen_layers_stay_without_gradients():

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 
 from rlhf_lib.algorithms.parts import Parts
-from rlhf_lib.engine.run_folder import RunFolder
-from rlhf_lib.pipeline.errors import SettingsError
+from rlhf_lib.engine.run_folder import RunFolder, read_lines
 from rlhf_lib.pipeline.pipeline import run_pipeline
 from rlhf_lib.pipeline.run import Run
 from rlhf_lib.pipeline.scales import world_of
@@ -61,12 +60,15 @@ def test_all_stages_and_resuming(tmp_path):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
-def test_a_setting_that_its_models_cannot_do(tmp_path):
-    """Rejects a traceback, and a lean pass that goes around the frozen trunk."""
-    settings = load_settings("smollm2", [*CHANGES, "ppo.skip_unread=false", "ppo.lean=true"])
-    run = replace(small_run(tmp_path), settings=settings)
-    with pytest.raises(SettingsError, match=r"something wraps it: leave ppo\.lean at false"):
-        run_pipeline(run)
+def test_lean_on_the_trunk(tmp_path):
+    """Rejects a lean pass that goes around the frozen trunk or runs it twice: other scores, and another gradient."""
+    first = []
+    for name, changes in {"lean": [], "plain": ["ppo.lean=false"]}.items():
+        run = small_run(tmp_path / name)
+        run_pipeline(replace(run, settings=load_settings("smollm2", [*CHANGES, *changes])))
+        row = next(row for row in read_lines(tmp_path / name / "metrics.jsonl") if row.pop("stage") == "ppo")
+        first.append(row)
+    assert first[0] == pytest.approx(first[1], rel=1e-3, abs=1e-5)
 
 
 def test_without_the_model(monkeypatch, capsys, tmp_path):
