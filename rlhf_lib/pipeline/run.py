@@ -25,6 +25,7 @@ from ..engine.optimiser import NonFiniteError
 from ..engine.precision import in_precision
 from ..engine.run_folder import RunFolder, read_lines
 from ..engine.tensorboard import mirrored
+from ..worlds.layout import QUERY_END
 from ..worlds.world import World
 from .errors import InputError, MissingInputError, StoppedError, TrainingError
 from .machine import device_of
@@ -88,8 +89,11 @@ class Run:
 
     @cached_property
     def trunk(self) -> FrozenTrunk | None:
-        layers = self.settings.world.trainable_layers
-        return layers and FrozenTrunk(trainable_layers=layers, pad_token_id=self.world.tokenizer.pad_token_id)
+        if (layers := self.settings.world.trainable_layers) is None:
+            return None
+        tokenizer = self.world.tokenizer
+        prompt_end = tokenizer(QUERY_END, add_special_tokens=False).input_ids
+        return FrozenTrunk(trainable_layers=layers, pad_token_id=tokenizer.pad_token_id, prompt_end=prompt_end)
 
     def train(
         self,
