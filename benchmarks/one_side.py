@@ -77,26 +77,34 @@ def ppo_config(work: Work, updates: int):
     from rlhf_lib.algorithms.ppo import PPOConfig
 
     return PPOConfig(
-        lean=True,
+        lean=bool(work.lean),
         updates=updates, batch_size=work.batch, minibatches=1, micro_batch_size=work.rows, epochs=work.epochs,
         response_length=work.response, learning_rate=LEARNING_RATE, temperature=TEMPERATURE,
     )  # fmt: skip
 
 
-def run_trl(work: Work, updates: int, seed: int) -> Callable[[Counted], None]:
-    """TRL's PPOTrainer with the same models, prompts, epochs, micro-batches and optimiser steps."""
+def run_trl(
+    work: Work, updates: int, seed: int, *, device: str = "cpu", **changes: object
+) -> Callable[[Counted], None]:  # fmt: skip
+    """TRL's PPOTrainer with the same models, prompts, epochs, micro-batches and optimiser steps.
+
+    device   on which the models are made; TRL trains on a GPU where there is one, unless told to `use_cpu`
+    changes  of its config
+    """
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
     def run(counted: Counted) -> None:
-        models, tokenizer = make_models(work, seed), make_tokenizer(work)
+        with torch.device(device):
+            models = make_models(work, seed)
+        tokenizer = make_tokenizer(work)
         tokenizer.padding_side = "left"
         # one batch more than it needs: at the end of its data Accelerate steps after every micro-batch
         data = Dataset.from_dict({"input_ids": make_prompts(work, updates + 1, seed)})
         with tempfile.TemporaryDirectory() as folder:
             trainer = PPOTrainer(
-                args=trl_config(PPOConfig, work, updates, seed, folder), processing_class=tokenizer,
+                args=trl_config(PPOConfig, work, updates, seed, folder, **changes), processing_class=tokenizer,
                 model=models.policy, ref_model=copy.deepcopy(models.policy), reward_model=models.reward_model,
                 value_model=models.critic, train_dataset=data, eval_dataset=data,
                 callbacks=[type("Clock", (TrainerCallback,), {"on_step_end": counted.update_ended})()],
@@ -109,9 +117,9 @@ def run_trl(work: Work, updates: int, seed: int) -> Callable[[Counted], None]:
     return run
 
 
-def trl_config(config: type, work: Work, updates: int, seed: int, folder: str):
+def trl_config(config: type, work: Work, updates: int, seed: int, folder: str, **changes: object):
     """One minibatch of `micro_batches` pieces: TRL steps once it has accumulated them, as we do."""
-    return config(
+    settings = dict(
         output_dir=folder, total_episodes=work.batch * updates, seed=seed, num_ppo_epochs=work.epochs,
         per_device_train_batch_size=work.rows, gradient_accumulation_steps=work.micro_batches, num_mini_batches=1,
         local_rollout_forward_batch_size=work.batch, response_length=work.response, stop_token="eos",
@@ -119,6 +127,7 @@ def trl_config(config: type, work: Work, updates: int, seed: int, folder: str):
         num_sample_generations=0, bf16=False, gradient_checkpointing=False, use_cpu=True, report_to=[],
         save_strategy="no", disable_tqdm=True, logging_steps=10**6,
     )  # fmt: skip
+    return config(**settings | changes)
 
 
 def noting_lengths(truncate: Callable, counted: Counted) -> Callable:

@@ -18,6 +18,7 @@ class Work:
     hidden: int = 128  # width of the models
     layers: int = 4
     heads: int = 4
+    kv_heads: int | None = None  # of keys and values; as many as of queries by default
     inter: int = 352  # width of the feed-forward part
     vocab: int = 4096
     prompt: int = 48  # tokens; the shipped posts have their own lengths
@@ -25,6 +26,7 @@ class Work:
     batch: int = 32  # episodes an update
     micro_batches: int = 2  # pieces of a batch that are in memory at once
     epochs: int = 4  # one optimiser step each
+    lean: bool = True  # of ours alone: with `ppo.lean`
 
     @property
     def rows(self) -> int:
@@ -73,7 +75,8 @@ def llama_config(work: Work):
 
     return LlamaConfig(
         vocab_size=work.vocab, hidden_size=work.hidden, intermediate_size=work.inter, num_hidden_layers=work.layers,
-        num_attention_heads=work.heads, num_key_value_heads=work.heads, max_position_embeddings=512, num_labels=1,
+        num_attention_heads=work.heads, num_key_value_heads=work.kv_heads or work.heads,
+        max_position_embeddings=max(512, work.prompt + work.response), num_labels=1,
         pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS, tie_word_embeddings=True,
     )  # fmt: skip
 

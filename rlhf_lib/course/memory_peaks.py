@@ -61,23 +61,25 @@ def measure(run: Callable[[Parts], Iterator[dict]], updates: int = 2) -> Peaks:
         for _ in islice(run(noting), updates):
             pass
     (whole,) = profile.tree()
-    phases = {name: peak - before["tensors"] for name, peak in _by_phase(whole).items()}
+    phases = {
+        name: max(call.memory["tensors"].peak for call in calls) - before["tensors"]
+        for name, calls in calls_by_phase(whole).items()
+    }
     longest, actions = map(max, zip(*seen))
     return Peaks(phases, whole.memory["rss"].peak - before["rss"], longest, actions)
 
 
-def _by_phase(whole: Entry) -> dict[str, int]:
-    """The peaks of the calls within a rollout, and of those within the updates that follow."""
+def calls_by_phase(whole: Entry) -> dict[str, list[Entry]]:
+    """The calls within a rollout, and those within the updates that follow, by the budget's names of phases."""
     rollout = [call for entry in whole.find("ppo.collect") for call in entry.children]
     training = [call for entry in whole.find("ppo.update") for call in entry.children]
     steps = [call for call in training if call.label == STEP]
-    calls = {
+    return {
         "sampling": [call for call in rollout if call.label == "sampling.sample"],
         "scoring": [call for call in rollout if call.label != "sampling.sample"],
         "backward": [call for call in training if call.label != STEP],  # and the forward passes before it
         "optimiser's step": steps,
     }
-    return {name: max(call.memory["tensors"].peak for call in found) for name, found in calls.items()}
 
 
 def random_run(
