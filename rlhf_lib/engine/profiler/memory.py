@@ -152,10 +152,18 @@ class _EveryOperation(TorchDispatchMode):
 def _tensors_alive() -> Iterable[Tensor]:
     """The tensors that Python knows, and the gradients of those; `type`, since isinstance wakes lazy proxies."""
     for thing in gc.get_objects():
-        if issubclass(type(thing), Tensor):
+        if issubclass(type(thing), Tensor) and _is_defined(thing):
             yield thing
             if thing.is_leaf and thing.grad is not None:
                 yield thing.grad
+
+
+def _is_defined(tensor: Tensor) -> bool:
+    """PyTorch 2.6 has some that are not: in C++ they stand for no tensor at all."""
+    try:
+        return tensor.device is not None
+    except RuntimeError:
+        return False
 
 
 METERS = {"tensors": Tensors, "rss": Rss, "cuda": Cuda}
