@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 from ..engine.memory_budget import GIB, Budget, ModelShape, Plan, estimate, remedies
+from ..engine.memory_budget.known import SHAPES
+from ..worlds.tldr.world import TLDR
 from .errors import InputError, SettingsError
 from .scales import world_of
 from .settings import Settings, load_settings
@@ -43,29 +45,38 @@ def verdict(budget: Budget, memory: int) -> list[str]:
 
 
 def plan_of(settings: Settings, policy: ModelShape, *, prompt: int, **rest) -> Plan:
-    """The plan of a run's PPO stage. `prompt`: tokens of the longest; `rest`: what no setting decides."""
-    ppo, top = settings.ppo, settings.world.trainable_layers
+    """The plan of a run's PPO stage. `prompt`: tokens of the longest; `rest`: what no setting decides, or not it."""
+    ppo, top, engine = settings.ppo, settings.world.trainable_layers, settings.engine
+    rest["gradient_checkpointing"] = rest.get("gradient_checkpointing") or engine.gradient_checkpointing
+    if engine.precision != "float32" and rest.get("autocast") is None:
+        rest["autocast"] = engine.precision
     if top is not None and rest.get("trainable_layers") is None:  # the preset's own frozen trunk
         rest |= dict(trainable_layers=top, shared_trunk=True)
     return Plan(
-        policy=policy, batch=ppo.batch_size, micro_batch=ppo.micro_batch_size, minibatches=ppo.minibatches,
-        prompt=prompt, response=ppo.response_length, skip_unread=ppo.skip_unread, entropy=ppo.entropy_coef > 0, **rest,
+        policy=policy, batch=ppo.batch_size, written=settings.world.sampled_at_once,
+        micro_batch=ppo.micro_batch_size, minibatches=ppo.minibatches,
+        prompt=prompt, response=ppo.response_length, skip_unread=ppo.skip_unread, entropy=ppo.entropy_coef > 0,
+        fused_attention=engine.attention != "eager", **rest,
     )  # fmt: skip
 
 
-def shape_of(folder: Path) -> ModelShape:
-    """The shape of the model in a folder."""
+def shape_of(source: str | Path) -> ModelShape:
+    """The shape of the model in a folder, or of one on the Hub that is known or was fetched before."""
     from transformers import AutoConfig
 
+    if str(source) in SHAPES:
+        return SHAPES[str(source)]
     try:
-        return ModelShape.of(AutoConfig.from_pretrained(folder, local_files_only=True))
+        return ModelShape.of(AutoConfig.from_pretrained(source, local_files_only=True))
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: {error}") from None
+        raise InputError(f"{source}: {error}") from None
 
 
 def longest_prompt(settings: Settings) -> int:
-    """Tokens, of all posts that the run will write about."""
+    """Tokens, of all posts that the run will write about; of data that would have to be read first, their limit."""
     world = world_of(settings)
+    if isinstance(world, TLDR):
+        return world.longest_prompt
     posts = world.posts("ppo", settings.ppo.batch_size * settings.ppo.updates)
     return max(map(len, world.encode_prompts(posts)))
 

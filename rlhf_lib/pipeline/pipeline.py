@@ -14,9 +14,10 @@ from .. import __version__
 from ..engine import distributed
 from ..engine.files import brief
 from ..engine.run_folder import peak_memory_mib, stopwatch
+from .enough import refuse_too_little
 from .errors import OccupiedError, SettingsError, TrainingError
 from .inputs import damage_explained
-from .machine import refuse_impossible
+from .machine import refuse_impossible, refuse_lean_elsewhere
 from .run import Run
 from .scales import scale_of
 from .settings import Settings, from_json, keys
@@ -33,12 +34,14 @@ def run_pipeline(run: Run, stages: Sequence[str] = tuple(STAGES)) -> dict:
     of later stages are not: they are about models that are now others.
     """
     refuse_impossible(run.settings)
+    refuse_lean_elsewhere(run.settings, run.world.base_folder)
     refuse_too_long(run)
     refuse_too_few(run, stages)
     refuse_other_settings(run)
     refuse_to_overwrite(run, stages)
     run.out.check_logs()
     finished = run.out.read_json("results.json", {})
+    refuse_too_little(run, pending(run, stages, finished))
     data = scale_of(run.settings).look_at_data(run, pending(run, stages, finished))
     run.out.write_json("settings.json", asdict(run.settings))
     if data:

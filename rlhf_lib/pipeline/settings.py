@@ -186,16 +186,14 @@ TLDR_LLAMA_1B = replace(
     world=replace(TLDR_PYTHIA_1B.world, model="meta-llama/Llama-3.2-1B"),
 )
 
-# For 15 GiB and no bfloat16, as on a free Colab: a smaller Pythia, so that token counts are still those of N+; its top
-# layers learn, on a trunk that is held once; and a fiftieth of the episodes.
+# For 15 GiB and no bfloat16, as on a free Colab: a smaller Pythia, so that token counts are still those of N+, and a
+# twentieth of the episodes.
 TLDR_T4 = replace(
     TLDR_PYTHIA_1B,
     preset="tldr-t4",
-    world=WorldConfig(name="tldr", model="EleutherAI/pythia-410m-deduped", trainable_layers=8, sampled_at_once=32),
-    sft=replace(TLDR_PYTHIA_1B.sft, micro_batch_size=4),
+    world=WorldConfig(name="tldr", model="EleutherAI/pythia-160m-deduped", sampled_at_once=64),
     preferences=replace(TLDR_PYTHIA_1B.preferences, held_out_posts=8_192),
-    reward_model=replace(TLDR_PYTHIA_1B.reward_model, micro_batch_size=2),
-    ppo=replace(TLDR_PYTHIA_1B.ppo, updates=312, batch_size=64, micro_batch_size=4),
+    ppo=replace(TLDR_PYTHIA_1B.ppo, updates=390, batch_size=128),
     evaluation=replace(TLDR_PYTHIA_1B.evaluation, posts=1024),
     engine=EngineConfig(precision="float16"),
 )

@@ -34,6 +34,18 @@ def test_a_preset_s_frozen_trunk():
     assert plan_of(settings, shape, prompt=55, trainable_layers=2).trainable_layers == 2
 
 
+def test_settings_of_the_engine():
+    """Rejects a budget in float32 of a run in bfloat16, or one that leaves out what the run does to need less."""
+    shape = shape_of(ASSETS / "sft")
+    changes = ["precision=bfloat16", "gradient_checkpointing=true", "attention=eager"]
+    plan = plan_of(load_settings("tiny", [f"engine.{change}" for change in changes]), shape, prompt=55)
+    assert (plan.dtype, plan.autocast, plan.gradient_checkpointing) == ("float32", "bfloat16", True)
+    assert (PLAN.autocast, PLAN.gradient_checkpointing, PLAN.fused_attention) == (None, False, True)
+    assert not plan.fused_attention
+    as_options = invoke("memory", "--autocast", "bfloat16", "--gradient-checkpointing").output
+    assert invoke("memory", *(f"--set=engine.{change}" for change in changes[:2])).output == as_options
+
+
 def test_too_little_memory_is_status_one_and_says_what_helps():
     """Rejects a verdict the wrong way round, and remedies that do not help, or not in order."""
     assert invoke("memory", "--gpu", "15GiB").exit_code == 0

@@ -72,7 +72,7 @@ def sampling(plan: Plan) -> Phase:
         # logits, their log-softmax, and in doubles exp and its running sum; first of all rows, with a full cache last
         "choosing a token": (full, 2 * logits + 2 * logits // FLOAT32 * DOUBLE),
     }
-    written = run.rows * plan.response * (INTEGER + FLOAT32 + DOUBLE)  # with the uniform numbers
+    written = plan.batch * plan.response * (INTEGER + FLOAT32 + DOUBLE)  # with the uniform numbers
     found = [
         Phase("sampling", {"cache of keys and values": cache, "responses": written, PASSING: passing}, when)
         for when, (cache, passing) in moments.items()

@@ -18,7 +18,8 @@ class Plan:
     policy: ModelShape
     critic: ModelShape | None = None
     reward_model: ModelShape | None = None
-    batch: int  # rows of a rollout; all are written at once
+    batch: int  # rows of a rollout
+    written: int | None = None  # rows that are written at once; all by default
     micro_batch: int  # rows that are scored, or trained on, at once
     minibatches: int = 1  # optimiser steps an epoch
     prompt: int  # tokens of the longest prompt
@@ -38,8 +39,8 @@ class Plan:
     device: str = "cpu"
 
     def __post_init__(self):
-        for name in ("batch", "micro_batch", "minibatches", "prompt", "response"):
-            if getattr(self, name) < 1:
+        for name in ("batch", "micro_batch", "minibatches", "prompt", "response", "written"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name, value, known in (("dtype", self.dtype, BYTES), ("autocast", self.autocast, {None, *BYTES}),
                                    ("device", self.device, DEVICES)):  # fmt: skip
@@ -57,6 +58,11 @@ class Plan:
     def states(self) -> int:
         """Of the longest row."""
         return min(self.longest or self.prompt + self.response, self.prompt + self.response)
+
+    @property
+    def rows_written(self) -> int:
+        """At once."""
+        return min(self.written or self.batch, self.batch)
 
     @property
     def rows(self) -> int:
@@ -103,8 +109,9 @@ class Plan:
         )  # fmt: skip
 
     def prompts(self) -> Pass:
-        """All prompts on their way into the sampler's cache."""
+        """The prompts that are written below at once, on their way into the sampler's cache."""
+        rows = self.rows_written
         return Pass(
-            shape=self.policy, rows=self.batch, states=self.prompt, actions=self.batch, number=self.number,
+            shape=self.policy, rows=rows, states=self.prompt, actions=rows, number=self.number,
             inner=BYTES[self.autocast or self.dtype], masked=True, cached=True, fused=self.fused_attention,
         )  # fmt: skip

@@ -19,6 +19,8 @@ def remedies(plan: Plan) -> list[tuple[str, Budget]]:
 def _changes(plan: Plan) -> Iterator[tuple[str, Plan]]:
     if plan.micro_batch > 1:
         yield f"micro-batches of {plan.micro_batch // 2}", replace(plan, micro_batch=plan.micro_batch // 2)
+    if (half := plan.rows_written // 2) >= 1:
+        yield f"{half} rows written at once", replace(plan, written=half)
     if plan.batch >= 2 * plan.minibatches:
         half = plan.batch // 2 // plan.minibatches * plan.minibatches
         yield f"a batch of {half}", replace(plan, batch=half)
