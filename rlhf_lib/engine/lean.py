@@ -64,16 +64,23 @@ def refuse_if_not_lean(body: nn.Module) -> None:
 
 def why_not_lean(body: nn.Module) -> str | None:
     """The first reason for `refuse_if_not_lean`, or None."""
-    config, wrapped = body.config, [*getattr(body, "layers", ()), *([] if "trunk" in vars(body) else [body])]
+    wrapped = [*getattr(body, "layers", ()), *([] if "trunk" in vars(body) else [body])]
+    checks = {
+        "it is not in float32": any(weight.dtype != torch.float32 for weight in body.parameters()),
+        "it runs in mixed precision": torch.is_autocast_enabled(body.device.type),
+        "something wraps it": any("forward" in vars(module) for module in wrapped),
+    }
+    return why_no_config_of_lean(body.config) or next((reason for reason, holds in checks.items() if holds), None)
+
+
+def why_no_config_of_lean(config) -> str | None:
+    """The first reason that a model's config alone gives, or None."""
     checks = {
         "its architecture is not Llama": config.model_type != "llama",
         "its gate is not SiLU": getattr(config, "hidden_act", "silu") != "silu",
         "its products have biases": getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False),
-        "its attention is not PyTorch's own": getattr(config, "_attn_implementation", "sdpa") != "sdpa",
-        "it is not in float32": any(weight.dtype != torch.float32 for weight in body.parameters()),
+        "its attention is not PyTorch's own": (getattr(config, "_attn_implementation", None) or "sdpa") != "sdpa",
         "its rotation depends on how long the text is": _rope_type(config) in ("dynamic", "longrope"),
-        "it runs in mixed precision": torch.is_autocast_enabled(body.device.type),
-        "something wraps it": any("forward" in vars(module) for module in wrapped),
     }
     return next((reason for reason, holds in checks.items() if holds), None)
 

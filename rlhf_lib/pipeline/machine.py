@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from ..engine import hardware
+from ..engine.lean import why_no_config_of_lean
+from ..engine.loading import load_config
 from .errors import SettingsError
 from .settings import Settings
 
@@ -35,6 +39,12 @@ def refuse_impossible(settings: Settings) -> None:
             check()
         except ValueError as error:
             raise SettingsError(f"{setting}: {error}") from None
+
+
+def refuse_lean_elsewhere(settings: Settings, base_folder: str | Path) -> None:
+    """raises SettingsError if `ppo.lean` does not go with the base model: better now than after the reward model."""
+    if settings.ppo.lean and (reason := why_no_config_of_lean(load_config(base_folder))):
+        raise SettingsError(f"ppo.lean=true does not go with {base_folder}, {reason}: leave ppo.lean at false")
 
 
 def _contradictions(settings: Settings) -> dict[str, bool]:

@@ -11,9 +11,11 @@ from rlhf_lib.pipeline.run import Run
 from rlhf_lib.pipeline.scales import world_of
 from rlhf_lib.pipeline.settings import load_settings
 from rlhf_lib.worlds import smollm2
+from rlhf_lib.worlds.smollm2 import SmolTLDR
 from rlhf_lib.worlds.tiny_tldr.world import ASSETS
 from tests.pipeline.runs import SMALL, silent
-from tests.pipeline.test_bad_input import refused
+from tests.pipeline.test_bad_input import files, refused
+from tests.tiny import tiny_neox
 
 CHANGES = [*SMALL, f"world.model={ASSETS / 'base'}", "preferences.posts=8", "world.sampled_at_once=5"]
 
@@ -69,6 +71,16 @@ def test_lean_on_the_trunk(tmp_path):
         row = next(row for row in read_lines(tmp_path / name / "metrics.jsonl") if row.pop("stage") == "ppo")
         first.append(row)
     assert first[0] == pytest.approx(first[1], rel=1e-3, abs=1e-5)
+
+
+def test_lean_on_another_architecture(monkeypatch, capsys, tmp_path):
+    """Rejects a refusal that comes after SFT and reward model, when the policy is about to be trained."""
+    tiny_neox().save_pretrained(tmp_path / "neox")
+    SmolTLDR(0, model=str(ASSETS / "base")).tokenizer.save_pretrained(tmp_path / "neox")
+    settings = ["--preset", "smollm2", "--set", f"world.model={tmp_path / 'neox'}"]
+    line = refused(monkeypatch, capsys, "run", "--out", tmp_path / "out", *settings)
+    assert "ppo.lean=true does not go with" in line and "its architecture is not Llama" in line
+    assert files(tmp_path / "out") == {}
 
 
 def test_without_the_model(monkeypatch, capsys, tmp_path):
