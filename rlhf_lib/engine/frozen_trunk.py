@@ -26,7 +26,7 @@ from .lean import lean_forward, why_not_lean
 from .models import train_top_layers
 from .sampling import Decoder
 
-REMEMBERED_BYTES = 2**30  # about 350 prompts of 66 tokens with 1,300 texts below them, in a model of 135 M weights
+REMEMBERED_BYTES = 2 * 2**30  # about 570 prompts of 66 tokens with four texts below each, of SmolLM2-135M
 Row = tuple[int, ...]
 
 

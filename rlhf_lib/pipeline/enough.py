@@ -89,7 +89,7 @@ def _bytes_in(folder: Path) -> int:
 
 
 def _shape_of_base(run: Run) -> ModelShape | None:
-    """None where it cannot be known beforehand: a GGUF file, or a family whose operations nobody has counted."""
+    """None where it cannot be known beforehand: a family whose operations nobody has counted."""
     try:
         return shape_of(run.world.base_folder)
     except (InputError, ValueError):

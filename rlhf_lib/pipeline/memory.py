@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ..engine import frozen_trunk
+from ..engine.loading import load_config
 from ..engine.memory_budget import GIB, Budget, ModelShape, Plan, estimate, remedies
 from ..engine.memory_budget.known import SHAPES
 from ..worlds.tldr.world import TLDR
@@ -12,6 +14,7 @@ from .errors import InputError, SettingsError
 from .scales import world_of
 from .settings import Settings, load_settings
 
+FLOAT32 = 4  # bytes
 UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -52,12 +55,22 @@ def plan_of(settings: Settings, policy: ModelShape, *, prompt: int, **rest) -> P
         rest["autocast"] = engine.precision
     if top is not None and rest.get("trainable_layers") is None:  # the preset's own frozen trunk
         rest |= dict(trainable_layers=top, shared_trunk=True)
+        texts = dict(texts=ppo.batch_size * ppo.updates, prompt=prompt, response=ppo.response_length)
+        rest["remembered"] = remembered_bytes(policy, top, **texts)
     return Plan(
         policy=policy, batch=ppo.batch_size, written=settings.world.sampled_at_once,
         micro_batch=ppo.micro_batch_size, minibatches=ppo.minibatches,
         prompt=prompt, response=ppo.response_length, skip_unread=ppo.skip_unread, entropy=ppo.entropy_coef > 0,
         fused_attention=engine.attention != "eager", **rest,
     )  # fmt: skip
+
+
+def remembered_bytes(shape: ModelShape, trainable_layers: int, *, texts: int, prompt: int, response: int) -> int:
+    """What a frozen trunk remembers in the end: of each prompt states, keys and values, of its text the states."""
+    below = shape.layers - trainable_layers
+    of_a_prompt = prompt * (shape.width + 2 * shape.keys * below)
+    of_a_text = (prompt + response) * shape.width
+    return min(frozen_trunk.REMEMBERED_BYTES, texts * (of_a_prompt + of_a_text) * FLOAT32)
 
 
 def shape_of(source: str | Path) -> ModelShape:
@@ -67,6 +80,8 @@ def shape_of(source: str | Path) -> ModelShape:
     if str(source) in SHAPES:
         return SHAPES[str(source)]
     try:
+        if Path(source).suffix == ".gguf":
+            return ModelShape.of(load_config(source))
         return ModelShape.of(AutoConfig.from_pretrained(source, local_files_only=True))
     except (OSError, ValueError) as error:
         raise InputError(f"{source}: {error}") from None

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from rlhf_lib.engine import frozen_trunk
 from rlhf_lib.engine.memory_budget import GIB, ModelShape, estimate, remedies
 from rlhf_lib.pipeline.memory import bytes_of, longest_prompt, plan_of, shape_of, verdict
 from rlhf_lib.pipeline.settings import load_settings
@@ -32,6 +33,22 @@ def test_a_preset_s_frozen_trunk():
     assert (plan.trainable_layers, plan.shared_trunk) == (1, True)
     assert estimate(plan).peak < estimate(PLAN).peak
     assert plan_of(settings, shape, prompt=55, trainable_layers=2).trainable_layers == 2
+
+
+def test_what_a_frozen_trunk_remembers(monkeypatch):
+    """Rejects a budget without it, one that counts the top layers' keys, and one above what the trunk may hold.
+
+    The four layers have states, keys and values of 128 numbers. Two rows' worth: 2 prompts of 20 tokens with states and
+    the keys and values of 3 layers, and 2 texts of 24.
+    """
+    shape = shape_of(ASSETS / "sft")
+    changes = ["world.trainable_layers=1", "ppo.batch_size=2", "ppo.updates=1", "ppo.response_length=4"]
+    plan = plan_of(load_settings("tiny", changes), shape, prompt=20)
+    assert plan.remembered == 4 * 2 * 128 * (20 * (1 + 2 * 3) + 24)
+    assert dict(estimate(plan).phases[0].rows)["remembered states"] == plan.remembered
+    monkeypatch.setattr(frozen_trunk, "REMEMBERED_BYTES", 1000)
+    assert plan_of(load_settings("tiny", changes), shape, prompt=20).remembered == 1000
+    assert PLAN.remembered == 0
 
 
 def test_settings_of_the_engine():
