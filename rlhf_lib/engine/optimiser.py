@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from . import distributed
+from . import distributed, loss_scaling
+
+OVERFLOW = "gradients overflow in float16 however small the loss is scaled: take bfloat16 or float32"
 
 
 class NonFiniteError(RuntimeError):
@@ -34,18 +36,24 @@ def make_optimizer(
 def step(optimizer: torch.optim.Optimizer, *, max_grad_norm: float | None) -> list[float]:
     """Clip each group's gradient norm if asked, step, clear; returns the norms before clipping, one a group.
 
+    Where losses are scaled, a step whose gradients overflow is left out: its norms are not finite.
     raises  NonFiniteError before anything is changed
     """
     distributed.add_up_gradients(weight for group in optimizer.param_groups for weight in group["params"])
+    loss_scaling.unscale(optimizer)
     norms = []
     for group in optimizer.param_groups:
         norm = nn.utils.get_total_norm([weight.grad for weight in group["params"] if weight.grad is not None])
         if max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(group["params"], max_grad_norm, norm)
         norms.append(float(norm))
-    if not all(map(math.isfinite, norms)):
+    if loss_scaling.is_scaled(optimizer):
+        if not loss_scaling.step_if_finite(optimizer):
+            raise NonFiniteError(OVERFLOW, {}, _take_gradients(optimizer))
+    elif not all(map(math.isfinite, norms)):
         raise NonFiniteError(f"gradient norms {norms} are not finite", {}, _take_gradients(optimizer))
-    optimizer.step()
+    else:
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norms
 
@@ -76,7 +84,9 @@ def backward(name: str, loss: Tensor, optimizer: torch.optim.Optimizer, evidence
     found = {**evidence, "loss": loss.detach()}
     if not torch.isfinite(loss).all():
         raise NonFiniteError(f"{name} is not finite: {loss.tolist()}", found, _take_gradients(optimizer))
-    loss.backward()
+    loss_scaling.scaled(loss, optimizer).backward()
+    if loss_scaling.is_scaled(optimizer):
+        return  # `step` looks at the gradients: they may overflow
     gradients = [w.grad for group in optimizer.param_groups for w in group["params"] if w.grad is not None]
     if not torch.isfinite(torch.stack([gradient.norm() for gradient in gradients])).all():
         raise NonFiniteError(f"the gradient of {name} is not finite", found, _take_gradients(optimizer))

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..algorithms.parts import Parts
 from ..algorithms.step_zero import StepZeroError
-from ..engine import checkpoint, distributed, dump, models
+from ..engine import checkpoint, distributed, dump, loss_scaling, models
 from ..engine.compiled import compile_layers
 from ..engine.files import brief, naming
 from ..engine.frozen_trunk import FrozenTrunk
@@ -107,9 +107,12 @@ class Run:
 
         steps  gives the steps that follow when so many are done; all randomness in it depends on the step alone
         """
+        if self.settings.engine.precision == "float16":
+            loss_scaling.scale_losses(optimizer, self.device)
         start = self._restore(stage, trained, optimizer)
         distributed.wait_for_all()  # before the main process saves what comes after it
-        logged = self.out.log(stage, steps(start), start=start)
+        reported = ({**row, **loss_scaling.report(optimizer)} for row in steps(start))
+        logged = self.out.log(stage, reported, start=start)
         if distributed.is_main():
             logged = mirrored(self.out / "tensorboard" / stage, logged, before=self._logged(stage))
         shown = self.progress(stage, logged, total, done=start)
@@ -120,7 +123,8 @@ class Run:
                 due = time.monotonic() - last_saved >= self.checkpoint_seconds or done == total or stopping
                 if due and distributed.is_main():
                     dump.refuse_non_finite(trained)
-                    facts = {"metrics_bytes": self.out.flush("metrics.jsonl")}
+                    logs = {"metrics_bytes": self.out.flush("metrics.jsonl")}
+                    facts = {**logs, "loss_scaling": loss_scaling.state_of(optimizer)}
                     checkpoint.save(self._checkpoints(stage), done, trained, optimizer, facts)
                     last_saved = time.monotonic()
                 if stopping and done < total:
@@ -181,6 +185,7 @@ class Run:
             saved = checkpoint.latest(self._checkpoints(stage)) if self.resume else None
             if saved:
                 saved.restore(trained, optimizer)
+                loss_scaling.restore(optimizer, saved.facts.get("loss_scaling"))
                 self.out.resume_logs(saved.facts["metrics_bytes"])
                 return saved.step
         except checkpoint.CheckpointError as error:
