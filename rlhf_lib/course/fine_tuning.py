@@ -20,7 +20,7 @@ from ..maths.masking import masked_mean
 from ..maths.records import Texts
 from ..pipeline import comparisons
 from ..pipeline.run import Run
-from ..pipeline.settings import TINY
+from ..pipeline.settings import TINY, EngineConfig
 from ..pipeline.texts import reference_texts
 from ..worlds.tiny_tldr.world import ASSETS, TinyTLDR
 from .short_runs import hide_loading_bars
@@ -107,7 +107,8 @@ def _reward_model_steps(
 
 @contextmanager
 def _tiny_run(seed: int) -> Iterator[Run]:
-    """What the pipeline's functions want to be called with; nothing is written."""
+    """What the pipeline's functions want to be called with; nothing is written. On the CPU, as all short runs are."""
+    settings = replace(TINY, seed=seed, engine=EngineConfig(device="cpu"))
     with tempfile.TemporaryDirectory() as folder:
         out = RunFolder(folder)
-        yield Run(replace(TINY, seed=seed), TinyTLDR(seed), out, out, Parts(), lambda _, steps, *__, **___: steps)
+        yield Run(settings, TinyTLDR(seed), out, out, Parts(), lambda _, steps, *__, **___: steps)

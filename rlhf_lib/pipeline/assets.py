@@ -50,7 +50,7 @@ def build_base(progress: Progress) -> None:
 
 def build_lesson_models(progress: Progress) -> None:
     """SFT and reward model as the tiny preset's seed 0 makes them, and one rollout before the first update."""
-    settings = load_settings("tiny")
+    settings = load_settings("tiny", ["engine.device=cpu"])  # what is shipped does not depend on who has a GPU
     with tempfile.TemporaryDirectory() as folder:
         out = RunFolder(folder)
         run = Run(settings, world_of(settings), out, out, Parts(), progress)

@@ -57,7 +57,7 @@ def folder_of(preset: str, seed: int) -> Path:
 def build_recordings(progress: Progress) -> None:
     """Run what is recorded (about twenty minutes on two cores) and keep what the lessons need."""
     for preset, seed in RECORDED:
-        settings = load_settings(preset, seed=seed)
+        settings = load_settings(preset, ["engine.device=cpu"], seed=seed)
         with tempfile.TemporaryDirectory() as folder:
             out = RunFolder(folder)
             run_pipeline(Run(settings, world_of(settings), out, out, Parts(), progress))
