@@ -22,7 +22,8 @@ from rlhf_lib.pipeline.run import Run
 from rlhf_lib.pipeline.scales import world_of
 from rlhf_lib.pipeline.settings import load_settings
 from rlhf_lib.worlds.tldr import cache
-from rlhf_lib.worlds.tldr.world import CACHE_VARIABLE, TLDR
+from rlhf_lib.worlds.tldr.cache import CACHE_VARIABLE
+from rlhf_lib.worlds.tldr.world import TLDR
 from tests.pipeline.runs import silent
 from tests.pipeline.test_bad_input import edit, refused
 from tests.pipeline.test_cli import invoke

@@ -6,6 +6,7 @@ import re
 import threading
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 
 import pyarrow
 import pyarrow.parquet
@@ -518,6 +519,29 @@ def test_a_kill_while_writing_leaves_nothing_that_counts(cached, tmp_path, monke
             cached()
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir() and not path.name.startswith(".")]
     assert len(cached()) == len(cached()) == 3
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "hub"])
+def test_a_disk_without_room_for_the_cache(tmp_path, monkeypatch, form):
+    """Rejects minutes of tokenising that end in a disk that is full, and a demand far beyond what is written."""
+    rows = [reference(post="word " * 300, summary="x" * 60)] * 50
+    write_json(tmp_path / "train.jsonl", rows)
+    place = tmp_path / "train.jsonl" if form == "jsonl" else write_parquet(tmp_path / "data" / "train.parquet", rows)
+    if form == "hub":
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "arrow")
+        monkeypatch.setattr(cache, "find_source", lambda place, split: HubSplit(str(tmp_path / "data"), split))
+    call = partial(load_split, place, SFT, characters(), split="train", cache=tmp_path / "cache")
+    usage = cache.shutil.disk_usage(tmp_path)
+    free = [1000]
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: usage._replace(free=free[0]))
+    if form != "parquet":  # fifty equal rows are packed to next to nothing
+        with pytest.raises(DamagedError, match=r"cache has 0 MiB free, and .* up to \d+: make room, or name a folder"):
+            call()
+        assert not [path for path in (tmp_path / "cache").iterdir() if not path.name.startswith(".")]
+    free[0] = 2**20
+    call()
+    (written,) = (tmp_path / "cache").glob("*/tokens.safetensors")
+    assert written.stat().st_size < 2**20
 
 
 def test_of_several_at_once_one_tokenises(cached, monkeypatch):

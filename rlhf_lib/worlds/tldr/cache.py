@@ -19,15 +19,23 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ...engine.files import brief, flush, naming
+from ...engine.files import DamagedError, brief, flush, naming
 from .encoding import pad_token_of, tokenise
 from .rows import Kind, Limits, read_rows
 from .sources import HubSplit, LocalFiles, digest, find_source
 from .tokenised import Tokenised, TokenRows
 
 FORMAT = 1  # to be raised when the same rows would give other tokens
+BYTES_OF_A_TOKEN = 4
+CACHE_VARIABLE = "RLHF_CACHE"  # names another folder than `cache_folder` would
 TENSORS, FACTS = "tokens.safetensors", "facts.json"
 COLUMN = ("tokens", "lengths", "cut")
+
+
+def cache_folder() -> Path:
+    """Where tokenised data are kept for the next run."""
+    named = os.environ.get(CACHE_VARIABLE)
+    return Path(named) if named else Path.home() / ".cache" / "rlhf_lib" / "tldr"
 
 
 def load_split(
@@ -56,6 +64,7 @@ def load_split(
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if (found := _read(folder, made_from, tokenizer)) is not None:
             return found
+        _refuse_full_disk(folder.parent, source.tokens_at_most(kind, limits))
         _announce(folder, made_from, source)
         made = tokenise(read_rows(source, kind, skip_broken=skip_broken), kind, tokenizer, limits)
         _write(folder, made, made_from)
@@ -71,6 +80,15 @@ def tokenizer_fingerprint(tokenizer) -> str:
     rules = json.loads(core.to_str())
     rules.update(truncation=None, padding=None)  # these it remembers from the latest call
     return _hash([rules, special])
+
+
+def _refuse_full_disk(folder: Path, tokens: int) -> None:
+    needed, free = tokens * BYTES_OF_A_TOKEN, shutil.disk_usage(folder).free
+    if needed > free:
+        raise DamagedError(
+            f"{folder} has {free / 2**20:.0f} MiB free, and what is to be tokenised takes up to {needed / 2**20:.0f}: "
+            f"make room, or name a folder on another disk in {CACHE_VARIABLE}"
+        )
 
 
 def _announce(folder: Path, made_from: dict, source: LocalFiles | HubSplit) -> None:

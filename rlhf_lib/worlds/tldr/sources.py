@@ -1,7 +1,8 @@
 """Where rows come from: local JSON lines or Parquet, or the Hub. Each row says where it stands.
 
-A source has `describe()`, `fingerprint()` (changes when the data do), `advice`, and `rows(columns)`, which yields where
-each row stands and a function that reads it: one row that cannot be read does not end the others.
+A source has `describe()`, `fingerprint()` (changes when the data do), `advice`, `tokens_at_most(kind, limits)`, and
+`rows(columns)`, which yields where each row stands and a function that reads it: one row that cannot be read does not
+end the others.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...engine import hub
 from ...engine.files import DamagedError, brief
+
+if TYPE_CHECKING:
+    from .rows import Kind, Limits
 
 Reader = Callable[[], dict]
 SUFFIXES = (".jsonl", ".parquet")
@@ -80,6 +85,10 @@ class LocalFiles:
         """Of the content alone: a copy elsewhere is the same data."""
         return hashlib.sha256("".join(map(digest, self.paths)).encode()).hexdigest()
 
+    def tokens_at_most(self, kind: Kind, limits: Limits) -> int:
+        """As good as surely: a token is one byte at least, and Parquet packs text to a fifth at best."""
+        return sum(path.stat().st_size * (5 if path.suffix == ".parquet" else 1) for path in self.paths)
+
     def rows(self, columns: Sequence[str]) -> Iterator[tuple[str, Reader]]:
         for path in self.paths:
             yield from _parquet_rows(path, columns) if path.suffix == ".parquet" else _json_rows(path)
@@ -100,6 +109,9 @@ class HubSplit:
     def fingerprint(self) -> str:
         """`datasets` derives it from the revision's files."""
         return self._dataset._fingerprint
+
+    def tokens_at_most(self, kind: Kind, limits: Limits) -> int:
+        return len(self._dataset) * (limits.query + len(kind.responses) * limits.response)
 
     def rows(self, columns: Sequence[str]) -> Iterator[tuple[str, Reader]]:
         _refuse_missing(self.describe(), columns, self._dataset.column_names)

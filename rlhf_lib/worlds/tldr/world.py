@@ -7,7 +7,6 @@ Nobody is there to judge a new summary, and the preferences are those that peopl
 from __future__ import annotations
 
 import math
-import os
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,19 +17,12 @@ from ...engine.files import DamagedError
 from ...engine.loading import load_config, load_tokenizer
 from ...engine.sampling import uniforms
 from .. import layout
-from .cache import load_split
+from .cache import cache_folder, load_split
 from .encoding import encode_texts
 from .rows import PREFERENCES, SFT, Kind
 from .tokenised import Tokenised
 
-CACHE_VARIABLE = "RLHF_CACHE"  # names another folder for what is tokenised
 SPLITS = {"sft": "train", "ppo": "train", "test": "test"}  # of the data, by what the pipeline calls them
-
-
-def cache_folder() -> Path:
-    """Where tokenised data are kept for the next run."""
-    named = os.environ.get(CACHE_VARIABLE)
-    return Path(named) if named else Path.home() / ".cache" / "rlhf_lib" / "tldr"
 
 
 @dataclass(frozen=True)
