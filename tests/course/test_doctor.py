@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rlhf_lib.course.doctor import NOTHING, TRL_NAMES, diagnose, from_rows, read_log
+from rlhf_lib.course.doctor import NOTHING, TRL_NAMES, diagnose, from_rows, read_log, recorded_by_trl
 from rlhf_lib.course.doctor.command import examine
 from rlhf_lib.course.museum import HEALTHY_RUNS, bug, recorded
 from rlhf_lib.pipeline.errors import UserError
@@ -101,13 +101,49 @@ def test_what_cannot_be_asked_is_said():
     assert "not asked" in str(diagnosis)
 
 
-def test_logs_of_trl_are_read(tmp_path):
-    """Rejects a mapping that loses TRL's columns: a KL below 0 is seen under its name."""
-    history = [{"objective/kl": -3.0 * step, "lr": 1e-6, "episode": step} for step in range(1, 5)]
-    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": [*history, {"train_runtime": 1.0}]}))
-    log = read_log(tmp_path)
-    assert log.updates == 4 and set(log.columns) <= set(TRL_NAMES.values())
-    assert diagnose(log).first == "another distribution is sampled"
+WHAT_TRL_LOGGED = {
+    "healthy": NOTHING,
+    "healthy in bfloat16": NOTHING,
+    "another reference": "the reference differs",
+    "repetition penalty": "another distribution is sampled",
+    "padding is eos": NOTHING,  # overlooked
+}
+
+
+@pytest.mark.parametrize("name", recorded_by_trl())
+def test_logs_of_trl_are_read(name):
+    """Rejects names that TRL does not write, updates counted from 1, limits of float32 for bfloat16, a wrong name."""
+    log = read_log(recorded_by_trl()[name])
+    assert log.has("update", *TRL_NAMES.values()) and log["update"] == list(range(24))
+    assert diagnose(log).first == WHAT_TRL_LOGGED[name]
+
+
+def test_all_logs_of_trl_are_there():
+    """Rejects a log that does not ship."""
+    assert set(recorded_by_trl()) == set(WHAT_TRL_LOGGED)
+
+
+def test_the_last_checkpoint_of_trl_is_read(tmp_path):
+    """Rejects checkpoint 9 as later than 10, and a folder that holds checkpoints alone as one without a log."""
+    for step in (9, 10):
+        history = [{"objective/kl": -3.0 * update, "step": update} for update in range(1, step + 1)]
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        file = tmp_path / f"checkpoint-{step}" / "trainer_state.json"
+        file.write_text(json.dumps({"log_history": [*history, {"train_runtime": 1.0}]}))
+    assert read_log(tmp_path).updates == 10
+    assert diagnose(read_log(tmp_path)).first == "another distribution is sampled"
+
+
+@pytest.mark.parametrize(
+    ("precision", "first"), [("bfloat16", NOTHING), ("float32", "another distribution is sampled")]
+)
+def test_fewer_bits_are_no_bug(tmp_path, precision, first):
+    """Rejects limits of float32 for a run in bfloat16, and those of bfloat16 for all."""
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps({"stage": "ppo", **row}) + "\n" for row in rows(sampler_forward_gap=0.01))
+    )
+    (tmp_path / "settings.json").write_text(json.dumps({"ppo": {"updates": 6}, "engine": {"precision": precision}}))
+    assert diagnose(read_log(tmp_path)).first == first
 
 
 def test_a_folder_of_ours_is_read(tmp_path, capsys):

@@ -7,6 +7,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
+import torch
 
 from rlhf_lib.algorithms.parts import Parts
 from rlhf_lib.algorithms.ppo_config import PPOConfig
@@ -15,6 +16,7 @@ from rlhf_lib.course.museum import BUGS, HEALTHY_RUNS, RUN, SCORING, TUNING, bug
 from rlhf_lib.course.museum.cases import CaseBook, blind_case
 from rlhf_lib.course.museum.effects import SILENT, in_words
 from rlhf_lib.course.museum.instruments import bisect, try_components
+from rlhf_lib.course.museum.joint_clip import jointly_clipped
 
 REFERENCES = (Path(__file__).parents[2] / "REFERENCES.md").read_text(encoding="utf-8")
 SEVERAL_PARTS = {"KL from the sampler's scores", "values one early"}  # what they move is read in several places
@@ -44,6 +46,17 @@ def test_two_are_alive(name):
     made, kept = buggy_run(bug(name), seed=0, updates=2).metrics, recorded()[name][0].metrics
     for metric in ("score", "kl_per_sequence", "advantage_std", "explained_variance"):
         assert [row[metric] for row in made] == pytest.approx([row[metric] for row in kept[:2]], rel=0.02, abs=0.02)
+
+
+def test_one_norm_is_clipped_for_both_networks():
+    """Rejects a norm for each network: gradients of norm 3 and 4 have 5 together, so 0.6 and 0.8 stay, not 1 and 1."""
+    state = jointly_clipped(RUN)
+    weights = [next(network.parameters()) for network in (state.policy, state.critic)]
+    for weight, norm in zip(weights, (3.0, 4.0), strict=True):
+        weight.grad = torch.zeros_like(weight)
+        weight.grad[0, 0] = norm
+    state.optimizer.step()
+    assert [float(weight.grad.norm()) for weight in weights] == pytest.approx([0.6, 0.8])
 
 
 def test_effects_are_decided_by_the_records():

@@ -9,22 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...engine.files import DamagedError
+from ...engine.precision import SLACK
 from ...engine.run_folder import read_lines
 from ...pipeline.errors import InputError, MissingInputError
+from .trl import in_our_names
 
-# TRL 1.12.0's names for what we log. Where they measure something else, the doctor does not read it as ours:
-# objective/entropy is a sum over a response, val/ratio a mean, loss/value_avg and policy/approxkl_avg are unmasked.
-TRL_NAMES = {
-    "objective/kl": "kl_per_sequence",
-    "objective/scores": "score",
-    "policy/entropy_avg": "entropy_per_token",
-    "policy/clipfrac_avg": "clip_fraction",
-    "policy/approxkl_avg": "approx_kl",
-    "loss/policy_avg": "policy_loss",
-    "loss/value_avg": "value_loss",
-    "lr": "learning_rate",
-    "episode": "episodes",
-}
 FILES = ("metrics.jsonl", "trainer_state.json")
 
 
@@ -51,20 +40,25 @@ class Log:
     def updates(self) -> int:
         return max(map(len, self.columns.values()), default=0)
 
+    @property
+    def slack(self) -> float:
+        """What limits of float32 are to be multiplied by, where the run says that it had fewer bits."""
+        return SLACK.get(self.settings.get("engine.precision", "float32"), 1.0)
+
     def has(self, *names: str) -> bool:
         return all(name in self for name in names)
 
 
 def from_rows(rows: list[dict], **rest: object) -> Log:
     """From one dictionary for each update, under our names or TRL's; what is not a number is left out."""
-    renamed = [{TRL_NAMES.get(name, name): value for name, value in row.items()} for row in rows]
+    renamed = [in_our_names(row) for row in rows]
     names = dict.fromkeys(name for row in renamed for name in row)
     columns = {name: [_number(row.get(name)) for row in renamed] for name in names}
     return Log({name: values for name, values in columns.items() if any(v == v for v in values)}, **rest)
 
 
 def read_log(path: Path) -> Log:
-    """The log of a run's folder, or of a file: metrics.jsonl, or TRL's trainer_state.json.
+    """The log of a run's folder, or of a file: metrics.jsonl, or TRL's trainer_state.json (its last checkpoint's).
 
     raises  MissingInputError if there is neither; InputError if a row is broken or none is about PPO
     """
@@ -86,9 +80,10 @@ def read_log(path: Path) -> Log:
 def _file_of(path: Path) -> Path:
     if path.is_file():
         return path
-    for name in FILES:
-        if (path / name).is_file():
-            return path / name
+    checkpoints = sorted(path.glob("checkpoint-*"), key=lambda folder: (len(folder.name), folder.name), reverse=True)
+    for file in (*(path / name for name in FILES), *(folder / FILES[-1] for folder in checkpoints)):
+        if file.is_file():
+            return file
     raise MissingInputError(f"{path} has no {' and no '.join(FILES)}: name the folder of a run, or its log")
 
 
@@ -105,7 +100,8 @@ def _settings(folder: Path) -> dict[str, object]:
         return {}
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        return {f"ppo.{name}": value for name, value in found["ppo"].items()}
+        parts = {part: found[part] for part in ("ppo", "engine") if part in found}
+        return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is damaged ({type(error).__name__}: {error})") from None
 

@@ -8,6 +8,7 @@ from ...engine import optimiser
 from ...maths import losses
 from ...maths.masking import keep
 from .bug import RUN, Bug, always
+from .joint_clip import jointly_clipped
 from .shared_trunk import shared_trunk
 
 TOO_MUCH = 10.0  # instead of N+'s 0.1
@@ -72,6 +73,20 @@ BUGS = (
         plant=always(combine_losses=_overwritten),
         start=shared_trunk,
         beside="healthy, shared trunk",
+    ),
+    Bug(
+        name="value coefficient overwritten, one norm clipped",
+        stage="loss",
+        rung="implementation",
+        says=f"the same, with networks of their own but one clipped norm for both: {TOO_MUCH:g} instead of 0.1",
+        symptom="the critic fills the norm, the policy's gradient sinks to the size of Adam's eps: shorter first steps",
+        seen_in="the write-up's policy degradation (REFERENCES.md#writeup); loops that clip all parameters at once",
+        found_by="approx_kl of the first update, beside that of a run with a norm for each network",
+        fix="no name twice; a norm for each network",
+        family="the value loss rules",
+        plant=always(combine_losses=_overwritten),
+        start=jointly_clipped,
+        beside="healthy, one norm clipped",
     ),
     Bug(
         name="overflow in half precision",

@@ -16,6 +16,7 @@ from ...engine.optimiser import NonFiniteError
 from ...pipeline.texts import PromptStream
 from ...worlds.tiny_tldr.world import TinyTLDR
 from .bug import RUN, Bug, always
+from .joint_clip import jointly_clipped
 from .shared_trunk import shared_trunk
 
 RECORDED = Path(__file__).parent.parent / "recorded" / "08_museum.json"
@@ -36,6 +37,7 @@ HEALTHY_RUNS: dict[str, tuple[Bug, PPOConfig]] = {
     "healthy, four epochs": (HEALTHY, replace(RUN, epochs=4)),
     "healthy, two minibatches": (HEALTHY, replace(RUN, minibatches=2)),
     "healthy, shared trunk": (replace(HEALTHY, start=shared_trunk), RUN),
+    "healthy, one norm clipped": (replace(HEALTHY, start=jointly_clipped), RUN),
 }
 
 
