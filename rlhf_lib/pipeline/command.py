@@ -19,7 +19,7 @@ from ..engine.run_folder import RunFolder, read_lines
 from . import assets
 from .errors import OccupiedError, SettingsError
 from .inputs import damage_explained
-from .machine import device_of
+from .machine import device_of, refuse_other_launch
 from .pipeline import run_pipeline, value_of
 from .report import write_report
 from .run import Run
@@ -60,6 +60,7 @@ def run(
         if stage not in STAGES:
             raise SettingsError(f"there is no stage {stage!r}; the stages are {', '.join(STAGES)}")
     only_our_bars()
+    refuse_other_launch(settings)
     distributed.begin(device_of(settings))
     folder = RunFolder(out) if distributed.is_main() else Onlooker(out)
     with only_run_in(folder) if distributed.is_main() else nullcontext():

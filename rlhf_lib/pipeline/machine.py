@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -11,6 +12,14 @@ from ..engine.lean import why_no_config_of_lean
 from ..engine.loading import load_config
 from .errors import SettingsError
 from .settings import Settings
+
+# What `accelerate launch` says of its own settings, by the variable in which it says so: nothing of it may be ignored
+MIXED_PRECISION = {"bf16": "bfloat16", "fp16": "float16", "fp8": "float8"}
+NOT_OURS = {
+    "ACCELERATE_USE_FSDP": "FSDP, and every process of a run holds whole models",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed, and a run has an optimiser of its own",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM, and a run takes models of Transformers as they are",
+}
 
 
 def device_of(settings: Settings) -> torch.device:
@@ -23,6 +32,7 @@ def device_of(settings: Settings) -> torch.device:
 
 def refuse_impossible(settings: Settings) -> None:
     """raises SettingsError for settings of the engine that do not go together, or not with this machine."""
+    refuse_other_launch(settings)
     for reason, holds in _contradictions(settings).items():
         if holds:
             raise SettingsError(f"{reason}: change one of the two")
@@ -45,6 +55,26 @@ def refuse_lean_elsewhere(settings: Settings, base_folder: str | Path) -> None:
     """raises SettingsError if `ppo.lean` does not go with the base model: better now than after the reward model."""
     if settings.ppo.lean and (reason := why_no_config_of_lean(load_config(base_folder))):
         raise SettingsError(f"ppo.lean=true does not go with {base_folder}, {reason}: leave ppo.lean at false")
+
+
+def refuse_other_launch(settings: Settings) -> None:
+    """raises SettingsError if `accelerate launch` was told what this run would not do: its settings decide, alone."""
+    precision = settings.engine.precision
+    wanted = MIXED_PRECISION.get(os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower(), precision)
+    if wanted != precision:
+        raise SettingsError(
+            f"accelerate launch asks for {wanted}, but engine.precision={precision}: say it with --set "
+            "engine.precision=..., and leave --mixed_precision out"
+        )
+    compiler = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if compiler != "no" and not settings.engine.compile:
+        raise SettingsError(
+            f"accelerate launch asks for torch.compile ({compiler}), but engine.compile=false: say it with --set "
+            "engine.compile=true, and leave --dynamo_backend out"
+        )
+    for variable, what in NOT_OURS.items():
+        if os.environ.get(variable, "false").lower() in ("1", "true", "yes"):
+            raise SettingsError(f"accelerate launch asks for {what}: start it with configs/ddp.yaml, or torchrun")
 
 
 def _contradictions(settings: Settings) -> dict[str, bool]:

@@ -22,6 +22,8 @@ from safetensors.torch import load_file, save_file
 
 from rlhf_lib import cli
 from rlhf_lib.engine import checkpoint
+from rlhf_lib.pipeline.machine import refuse_other_launch
+from rlhf_lib.pipeline.settings import load_settings
 from rlhf_lib.worlds.tiny_tldr.world import TinyTLDR
 from tests.pipeline.runs import SMALL
 from tests.pipeline.test_pipeline import MADE_BY, content, metrics
@@ -108,6 +110,34 @@ def test_a_request_that_cannot_be_met(monkeypatch, capsys, tmp_path, case):
     line = refused(monkeypatch, capsys, "run", "--out", tmp_path / "out", *arguments.split())
     assert says in line
     assert files(tmp_path) == {}
+
+
+LAUNCHES = {
+    "bf16": ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "asks for bfloat16, but engine.precision=float32"),
+    "fp16": ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "asks for float16, but engine.precision=float32"),
+    "compiler": ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "asks for torch.compile (inductor)"),
+    "FSDP": ({"ACCELERATE_USE_FSDP": "true"}, "asks for FSDP"),
+    "DeepSpeed": ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DeepSpeed"),
+}
+
+
+@pytest.mark.parametrize("case", LAUNCHES)
+def test_a_launcher_that_was_told_something_else(monkeypatch, capsys, tmp_path, case):
+    """Not ignored: what `accelerate launch` was told and the run would not do is named before anything is written."""
+    environment, says = LAUNCHES[case]
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert says in refused(monkeypatch, capsys, "run", "--out", tmp_path / "out")
+    assert files(tmp_path) == {}
+
+
+def test_a_launcher_that_agrees(monkeypatch):
+    """Rejects a refusal of what the settings say as well, and of the defaults that `accelerate launch` always sets."""
+    defaults = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_USE_FSDP": "false"}
+    for precision, launch in (("float32", "no"), ("bfloat16", "no"), ("bfloat16", "bf16"), ("float16", "fp16")):
+        for name, value in {**defaults, "ACCELERATE_MIXED_PRECISION": launch}.items():
+            monkeypatch.setenv(name, value)
+        refuse_other_launch(load_settings("tiny", [f"engine.precision={precision}"]))
 
 
 # --------------------------------------------------------------------------------------------- the folder to write to
