@@ -35,9 +35,9 @@ SHORT = (
     "reward_model.steps=6", "reward_model.posts_per_batch=8", "reward_model.learning_rate=3e-3",
     "reward_model.head_learning_rate=1e-2",
     "ppo.updates=3", "ppo.batch_size=8", "ppo.epochs=1", "ppo.learning_rate=1e-3", "ppo.response_length=12",
-    "engine.precision=float32", "evaluation.posts=25", "evaluation.bootstrap=20",
+    "evaluation.posts=25", "evaluation.bootstrap=20",
 )  # fmt: skip
-KINDS = {"llama": AutoModelForCausalLM, "neox": AutoModelForCausalLM}
+PRESET = {"llama": "tldr-t4", "neox": "tldr-pythia-1b"}  # in float16 and in bfloat16
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def there(tmp_path_factory):
     """A folder with data and models; what is tokenised goes there, too."""
     folder = tmp_path_factory.mktemp("tldr")
     write_data(folder / "data")
-    for family in KINDS:
+    for family in PRESET:
         write_model(folder / family, family)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE_VARIABLE, str(folder / "cache"))
@@ -59,11 +59,11 @@ def changes(there: Path, family: str, data: Path | None = None) -> list[str]:
 
 def options(there: Path, family: str, data: Path | None = None) -> list[str]:
     sets = chain.from_iterable(("--set", change) for change in changes(there, family, data))
-    return ["--preset", "tldr-pythia-1b", *sets]
+    return ["--preset", PRESET[family], *sets]
 
 
 def small_run(there: Path, out: Path, family: str = "neox", **rest) -> Run:
-    settings = load_settings("tldr-pythia-1b", changes(there, family))
+    settings = load_settings(PRESET[family], changes(there, family))
     return Run(settings, world_of(settings), RunFolder(out), RunFolder(out), Parts(), silent, **rest)
 
 
@@ -77,7 +77,7 @@ def finished(there):
         assert asked.exit_code == 0, asked.output
         return there / f"out-{family}", asked.stderr
 
-    return {family: run(family) for family in KINDS}
+    return {family: run(family) for family in PRESET}
 
 
 def rows_of(there: Path, name: str) -> list[dict]:
@@ -88,7 +88,7 @@ def query_of(row: dict) -> str:
     return f"SUBREDDIT: r/{row['subreddit']}\n\nTITLE: {row['title']}\n\nPOST: {row['post']}\n\nTL;DR:"
 
 
-@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("family", PRESET)
 def test_all_five_stages(there, finished, family):
     """Rejects a stage that is passed over, a model that plain loading does not know, and weights that did not move."""
     out, _ = finished[family]
