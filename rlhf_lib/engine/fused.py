@@ -24,9 +24,7 @@ def normed_product(states: Tensor, gain: Tensor, eps: float, *weights: Tensor) -
 class _NormedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, states, gain, eps, *weights):
-        mean_square = torch.linalg.vector_norm(states, dim=-1, keepdim=True).square_().div_(states.shape[-1])
-        scale = mean_square.add_(eps).rsqrt_()
-        normed = states * scale
+        normed, scale = _normed(states, eps)
         ctx.save_for_backward(normed, scale, gain, *weights)
         return normed @ (torch.cat(weights) * gain).T
 
@@ -35,38 +33,54 @@ class _NormedProduct(torch.autograd.Function):
     def backward(ctx, grad):
         normed, scale, gain, *weights = ctx.saved_tensors
         together = torch.cat(weights)
-        of_normed = grad @ (together * gain)
-        along = torch.linalg.vecdot(of_normed, normed).unsqueeze_(-1).div_(-normed.shape[-1])
-        of_states = of_normed.addcmul_(normed, along).mul_(scale)
+        of_states = _before_norm(grad @ (together * gain), normed, scale)
         of_together = grad.T @ normed
         of_gain = (of_together * together).sum(0)
         return of_states, of_gain, None, *of_together.mul_(gain).split([len(weight) for weight in weights])
 
 
-def gated_product(states: Tensor, gate_and_up: Tensor, weight: Tensor) -> Tensor:
-    """states + (silu(gate) * up) weight^T; keeps nothing but `gate_and_up`."""
-    return _GatedProduct.apply(states, gate_and_up, weight)
+def feed_forward(states: Tensor, gain: Tensor, eps: float, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """states + (silu(n gate^T) * (n up^T)) down^T, where n is the RMSNorm of the states.
+
+    The two products stand in blocks of their own: side by side in rows the passes over them take twice the time.
+    """
+    return _FeedForward.apply(states, gain, eps, gate, up, down)
 
 
-class _GatedProduct(torch.autograd.Function):
+class _FeedForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, states, gate_and_up, weight):
-        gate, up = gate_and_up.chunk(2, -1)
-        ctx.save_for_backward(gate_and_up, weight)
-        return torch.addmm(states, silu(gate).mul_(up), weight.T)
+    def forward(ctx, states, gain, eps, gate, up, down):
+        normed, scale = _normed(states, eps)
+        shut, through = normed @ (gate * gain).T, normed @ (up * gain).T
+        ctx.save_for_backward(normed, scale, shut, through, gain, gate, up, down)
+        return torch.addmm(states, silu(shut).mul_(through), down.T)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        gate_and_up, weight = ctx.saved_tensors
-        gate, up = gate_and_up.chunk(2, -1)
-        of_gated, open_gate = grad @ weight, silu(gate)
-        of_weight = grad.T @ (open_gate * up)
-        of_both = torch.empty_like(gate_and_up)
-        of_gate, of_up = of_both.chunk(2, -1)
-        torch.mul(of_gated, open_gate, out=of_up)
-        aten.silu_backward.grad_input(of_gated.mul_(up), gate, grad_input=of_gate)
-        return grad, of_both, of_weight
+        normed, scale, shut, through, gain, gate, up, down = ctx.saved_tensors
+        of_gated, opened = grad @ down, silu(shut)
+        of_down = grad.T @ (opened * through)
+        of_through = opened.mul_(of_gated)
+        of_shut = aten.silu_backward(of_gated.mul_(through), shut)
+        of_normed = torch.mm(of_shut, gate * gain).addmm_(of_through, up * gain)
+        of_gate, of_up = of_shut.T @ normed, of_through.T @ normed
+        of_gain = (of_gate * gate).sum(0) + (of_up * up).sum(0)
+        of_states = _before_norm(of_normed, normed, scale).add_(grad)
+        return of_states, of_gain, None, of_gate.mul_(gain), of_up.mul_(gain), of_down
+
+
+def _normed(states: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """RMSNorm of states [N, D] without its gain, and by how much each was scaled, [N, 1]."""
+    mean_square = torch.linalg.vector_norm(states, dim=-1, keepdim=True).square_().div_(states.shape[-1])
+    scale = mean_square.add_(eps).rsqrt_()
+    return states * scale, scale
+
+
+def _before_norm(of_normed: Tensor, normed: Tensor, scale: Tensor) -> Tensor:
+    """The gradient of the states from that of their norm, in its place."""
+    along = torch.linalg.vecdot(of_normed, normed).unsqueeze_(-1).div_(-normed.shape[-1])
+    return of_normed.addcmul_(normed, along).mul_(scale)
 
 
 def spread(made: Tensor, place: Tensor, angles: Tensor, turned: int) -> Tensor:
@@ -90,59 +104,6 @@ class _Spread(torch.autograd.Function):
         place, angles = ctx.saved_tensors
         back = _turn(grad.clone(), angles.conj_physical(), ctx.turned)
         return aten.embedding_dense_backward(back, place, ctx.count, -1, False), None, None, None
-
-
-def causal_attention(made: Tensor, place: Tensor, angles: Tensor, scaling: float, groups: int) -> Tensor:
-    """What each place [B, T] brings together from itself and those before it: [B, T, heads * d].
-
-    made     [N, (heads + 2 key heads) * d] queries, keys and values side by side; see `spread` for place and angles
-    groups   heads for each key head
-    It keeps the weights [B, heads, T, T]. For rows of up to about a hundred tokens, whose weights are no more numbers
-    than their queries, keys and values, forward and backward pass take two thirds of the fused kernel's time on a CPU.
-    """
-    return _CausalAttention.apply(made, place, angles, scaling, groups)
-
-
-class _CausalAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, made, place, angles, scaling, groups):
-        width = 2 * angles.shape[-1]
-        key_heads = made.shape[1] // width // (groups + 2)
-        turned = (groups + 1) * key_heads * width
-        heads = _turn(embedding(place, made), angles, turned).unflatten(-1, (-1, width))
-        counts = [groups * key_heads, key_heads, key_heads]
-        queries, keys, values = map(_in_groups, heads.split(counts, 2), [key_heads] * 3)
-        queries = queries.mul_(scaling)
-        ahead = queries.new_full(place.shape[1:] * 2, -torch.inf).triu_(1).repeat(groups, 1)
-        weights = torch.baddbmm(ahead, queries, keys.mT)
-        torch.softmax(weights, -1, out=weights)
-        ctx.save_for_backward(queries, keys, values, weights, place, angles)
-        ctx.rest = len(made), scaling, turned
-        return _in_rows(weights @ values, place).flatten(2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        queries, keys, values, weights, place, angles = ctx.saved_tensors
-        count, scaling, turned = ctx.rest
-        grad = _in_groups(grad.unflatten(-1, (-1, values.shape[-1])), len(values) // len(place))
-        of_logits = aten._softmax_backward_data(grad @ values.mT, weights, -1, weights.dtype)
-        of_heads = (of_logits @ keys).mul_(scaling), of_logits.mT @ queries, weights.mT @ grad
-        together = torch.cat([_in_rows(each, place) for each in of_heads], 2).flatten(2)
-        back = _turn(together, angles.conj_physical(), turned)
-        return aten.embedding_dense_backward(back, place, count, -1, False), None, None, None, None
-
-
-def _in_groups(heads: Tensor, key_heads: int) -> Tensor:
-    """[B, T, heads, d] to a copy of [B * key heads, heads for each * T, d]."""
-    apart = heads.unflatten(2, (key_heads, -1)).permute(0, 2, 3, 1, 4)
-    return apart.contiguous().view(-1, apart.shape[2] * apart.shape[3], apart.shape[4])
-
-
-def _in_rows(grouped: Tensor, place: Tensor) -> Tensor:
-    """[B * key heads, heads for each * T, d] back to [B, T, heads, d]."""
-    rows, states = place.shape
-    return grouped.view(rows, -1, states, grouped.shape[-1]).transpose(1, 2)
 
 
 def chosen_log_probs(states: Tensor, actions: Tensor, weight: Tensor, *, temperature: float, rows: int) -> Tensor:

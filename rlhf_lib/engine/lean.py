@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
-from torch.nn.functional import embedding, pad, scaled_dot_product_attention
+from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from ..maths.shapes import Tokens
-from .fused import causal_attention, gated_product, normed_product, spread
+from .fused import feed_forward, normed_product, spread
 from .models import last_mlp_only_where
+from .places import Places, find_places
+from .short_attention import Picks, attention, picks_of_all, picks_of_some
 
 LONG = 128  # tokens of a row above which attention goes through PyTorch's kernel, which keeps no [T, T] weights
 
@@ -97,43 +98,21 @@ def lean_forward(body: nn.Module, read: Tensor, input_ids: Tokens, **_) -> Simpl
     return SimpleNamespace(last_hidden_state=blank.index_put(read.nonzero(as_tuple=True), states))
 
 
-# --------------------------------------------------------------------------------------------- which states are made
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the N distinct states stand in rows, and which of them stands at each place."""
-
-    first: Tensor  # [N] into the places [B * T], flat: the first at which a state stands
-    state: Tensor  # [B, T] into the N states; anything where no state is made
-
-
-def find_places(tokens: Tokens, read: Bool[Tensor, "B states"]) -> Places:
-    """A state is made up to the last that is read in a row, once for all rows that are equal up to there.
-
-    Sorted rows that begin alike are neighbours: a state is new unless the row above is equal up to its place.
-    """
-    needed = read.flip(1).cummax(1).values.flip(1)
-    seen = tokens.masked_fill(~needed, -1)
-    order = torch.tensor(sorted(range(len(seen)), key=seen.tolist().__getitem__), device=seen.device)
-    rows = seen[order]
-    as_above = pad((rows[1:] == rows[:-1]).long().cumprod(1).bool(), (0, 0, 1, 0))
-    new = needed[order] & ~as_above
-    number = torch.where(new, new.flatten().cumsum(0).view_as(tokens) - 1, 0).cummax(0).values
-    row, column = new.nonzero(as_tuple=True)
-    return Places(
-        first=order[row] * tokens.shape[1] + column, state=torch.empty_like(number).index_copy(0, order, number)
-    )
-
-
 # -------------------------------------------------------------------------------------------------------- the layers
 
 
 def _run(body: nn.Module, tokens: Tokens, read: Tensor, places: Places) -> Tensor:
     """Final states [M, D] where `read` is True, in its order."""
-    angles = angles_of(body, tokens.shape[1])
-    states, place = run_all_but_last(body, tokens, places, partial(_look_back, angles=angles))
-    return body.norm(_run_last(body.layers[-1], states, place, angles, read))
+    angles, last = angles_of(body, tokens.shape[1]), body.layers[-1]
+    if tokens.shape[1] > LONG:
+        look, look_at_last = partial(_look_back, places=places, angles=angles), _look_back_at_last
+    else:
+        picks = picks_of_all(places.first, places.state, **_heads_in(last))
+        look = partial(_look_back_short, picks=picks, places=places, angles=angles)
+        look_at_last = _look_back_at_last_short
+    states, place = run_all_but_last(body, tokens, places, look)
+    asking = embedding(place[read], states)
+    return body.norm(finish(last, asking, look_at_last(last, states, asking, place, places, angles, read)))
 
 
 def run_all_but_last(
@@ -141,7 +120,7 @@ def run_all_but_last(
 ) -> tuple[Tensor, Tensor]:
     """The states [N, D] that the last layer gets, and which of them stands where, [B, T].
 
-    look  (layer, states, place) to [B, T, heads * d]: what attention brings to each place
+    look  (layer, states, place) to [N, heads * d]: what attention brings to each state
     """
     layers, token = body.layers, places.first
     if "trunk" in vars(body):  # see `frozen_trunk`
@@ -151,33 +130,71 @@ def run_all_but_last(
         distinct, token = tokens.flatten()[places.first].unique(return_inverse=True)
         states, place = body.embed_tokens(distinct), token[places.state]
     for layer in layers[:-1]:
-        attended = embedding(places.first, look(layer, states, place).flatten(0, 1))
+        attended = look(layer, states, place)
         if place is not places.state:
             states, place = embedding(token, states), places.state
         states = finish(layer, states, attended)
     return states, place
 
 
-def _run_last(layer: nn.Module, states: Tensor, place: Tensor, angles: Tensor, read: Tensor) -> Tensor:
-    """The last layer's output [M, D] where `read` is True: only these look back, the others are only looked at."""
-    keys, values = heads_of(layer, states, place, angles, "k", "v")
-    states = embedding(place[read], states)
-    row, column = read.nonzero(as_tuple=True)
-    where = row, (read.cumsum(1) - 1)[read]  # row, and which of those read in it
-    (queries,) = heads_of(layer, states, torch.arange(len(row), device=row.device), angles[column], "q")
-    asked = queries.new_zeros(len(read), int(where[1].max()) + 1, queries.shape[1]).index_put(where, queries)
-    latest = column.new_zeros(asked.shape[:2]).index_put(where, column)
-    may_look = torch.arange(read.shape[1], device=row.device) <= latest[:, None, :, None]
-    return finish(layer, states, attend(layer, asked, keys, values, may_look)[where])
+def _look_back(layer: nn.Module, states: Tensor, place: Tensor, *, places: Places, angles: Tensor) -> Tensor:
+    """[N, heads * d] what attention brings to each state from itself and those before it."""
+    attended = attend(layer, *heads_of(layer, states, place, angles, "q", "k", "v"))
+    return embedding(places.first, attended.flatten(0, 1))
 
 
-def _look_back(layer: nn.Module, states: Tensor, place: Tensor, angles: Tensor) -> Tensor:
-    """[B, T, heads * d] what attention brings to each place from itself and those before it."""
-    if place.shape[1] > LONG:
-        return attend(layer, *heads_of(layer, states, place, angles, "q", "k", "v"))
-    attention = layer.self_attn
+def _look_back_short(
+    layer: nn.Module, states: Tensor, place: Tensor, *, picks: Picks, places: Places, angles: Tensor
+) -> Tensor:  # fmt: skip
+    """The same for short rows."""
     made, _ = _project(layer, states, "q", "k", "v")
-    return causal_attention(made, place, angles, attention.scaling, attention.num_key_value_groups)
+    if place is not places.state:
+        made = embedding(place.flatten()[places.first], made)
+    before = places.state.new_ones(place.shape[1:] * 2, dtype=torch.bool).tril()
+    table = made.view(-1, layer.self_attn.head_dim)
+    may_look = before.repeat(layer.self_attn.num_key_value_groups, 1)
+    return attention(table, picks, angles[:, 0], may_look, layer.self_attn.scaling)
+
+
+def _look_back_at_last(
+    layer: nn.Module, states: Tensor, asking: Tensor, place: Tensor, places: Places, angles: Tensor, read: Tensor
+) -> Tensor:  # fmt: skip
+    """[M, heads * d] what attention brings to the states `asking` [M, D], which are those that are read."""
+    keys, values = heads_of(layer, states, place, angles, "k", "v")
+    queries, where, may_look = _queries_at_last(layer, asking, angles, read)
+    asked = queries.new_zeros(*may_look.shape[:2], queries.shape[1]).index_put(where, queries)
+    return attend(layer, asked, keys, values, may_look[:, None])[where]
+
+
+def _look_back_at_last_short(
+    layer: nn.Module, states: Tensor, asking: Tensor, place: Tensor, places: Places, angles: Tensor, read: Tensor
+) -> Tensor:  # fmt: skip
+    """The same for short rows."""
+    made, _ = _project(layer, states, "k", "v")
+    if place is not places.state:
+        made = embedding(place.flatten()[places.first], made)
+    queries, where, may_look = _queries_at_last(layer, asking, angles, read)
+    table = torch.cat([numbers.view(-1, layer.self_attn.head_dim) for numbers in (made, queries)])
+    heads, stands = _heads_in(layer), read.new_zeros(may_look.shape[:2]).index_put(where, read.new_ones(()))
+    picks = picks_of_some(places.first, places.state, stands, **heads)
+    may_look = may_look.repeat(heads["key_heads"], heads["groups"], 1)
+    return attention(table, picks, angles[:, 0], may_look, layer.self_attn.scaling)
+
+
+def _queries_at_last(
+    layer: nn.Module, asking: Tensor, angles: Tensor, read: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:  # fmt: skip
+    """[M, heads * d], rotated; where each stands, in [B, queries]; and bool [B, queries, T], what it may look at."""
+    row, column = read.nonzero(as_tuple=True)
+    where = row, (read.cumsum(1) - 1)[read]
+    (queries,) = heads_of(layer, asking, torch.arange(len(row), device=row.device), angles[column], "q")
+    latest = column.new_zeros(len(read), int(where[1].max()) + 1).index_put(where, column)
+    return queries, where, torch.arange(read.shape[1], device=row.device) <= latest[:, :, None]
+
+
+def _heads_in(layer: nn.Module) -> dict[str, int]:
+    attention, groups = layer.self_attn, layer.self_attn.num_key_value_groups
+    return dict(key_heads=len(attention.k_proj.weight) // attention.head_dim, groups=groups)
 
 
 def heads_of(layer: nn.Module, states: Tensor, place: Tensor, angles: Tensor, *names: str) -> tuple[Tensor, ...]:
@@ -216,8 +233,8 @@ def finish(layer: nn.Module, states: Tensor, attended: Tensor) -> Tensor:
     """The layer's output from its input and what attention brought together."""
     states = torch.addmm(states, attended, layer.self_attn.o_proj.weight.T)
     norm, mlp = layer.post_attention_layernorm, layer.mlp
-    both = normed_product(states, norm.weight, norm.variance_epsilon, mlp.gate_proj.weight, mlp.up_proj.weight)
-    return gated_product(states, both, mlp.down_proj.weight)
+    weights = mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight
+    return feed_forward(states, norm.weight, norm.variance_epsilon, *weights)
 
 
 def angles_of(body: nn.Module, length: int) -> Tensor:

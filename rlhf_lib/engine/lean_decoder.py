@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from jaxtyping import Bool
@@ -51,7 +52,8 @@ class LeanDecoder:
         read = mask_from_lengths(self.last + 1, prompts.shape[1]) & ~mask_from_lengths(self.last, prompts.shape[1])
         self.angles = lean.angles_of(self.body, prompts.shape[1] + ROOM)
         self.cache: list[list[Tensor]] = []  # of each layer, keys and values [B, key heads, places, d]
-        states, place = lean.run_all_but_last(self.body, prompts, lean.find_places(prompts, read), self._read)
+        places = lean.find_places(prompts, read)
+        states, place = lean.run_all_but_last(self.body, prompts, places, partial(self._read, places.first))
         self._remember(*lean.heads_of(self.body.layers[-1], states, place, self._angles_up_to(place), "k", "v"))
         self._finish(self._step(self.body.layers[-1], self.cache[-1], embedding(place[read], states)))
 
@@ -71,10 +73,10 @@ class LeanDecoder:
         self.cache = [[numbers[rows] for numbers in layer] for layer in self.cache]
         self.last = self.last[rows]
 
-    def _read(self, layer: nn.Module, states: Tensor, place: Tensor) -> Tensor:
+    def _read(self, first: Tensor, layer: nn.Module, states: Tensor, place: Tensor) -> Tensor:
         queries, keys, values = lean.heads_of(layer, states, place, self._angles_up_to(place), "q", "k", "v")
         self._remember(keys, values)
-        return lean.attend(layer, queries, keys, values)
+        return embedding(first, lean.attend(layer, queries, keys, values).flatten(0, 1))
 
     def _step(self, layer: nn.Module, cached: list[Tensor], states: Tensor) -> Tensor:
         """The layer's output [B, D] for the last token of each row, whose key and value go into the cache."""

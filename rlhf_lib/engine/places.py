@@ -1,0 +1,38 @@
+"""Which states have to be made, and where each of them stands: one list for all rows, without what nobody reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..maths.shapes import Tokens
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the N distinct states stand in rows, and which of them stands at each place."""
+
+    first: Tensor  # [N] into the places [B * T], flat: the first at which a state stands
+    state: Tensor  # [B, T] into the N states; anything where no state is made
+
+
+def find_places(tokens: Tokens, read: Bool[Tensor, "B states"]) -> Places:
+    """A state is made up to the last that is read in a row, once for all rows that are equal up to there.
+
+    Sorted rows that begin alike are neighbours: a state is new unless the row above is equal up to its place.
+    """
+    needed = read.flip(1).cummax(1).values.flip(1)
+    seen = tokens.masked_fill(~needed, -1)
+    order = torch.tensor(sorted(range(len(seen)), key=seen.tolist().__getitem__), device=seen.device)
+    rows = seen[order]
+    as_above = pad((rows[1:] == rows[:-1]).long().cumprod(1).bool(), (0, 0, 1, 0))
+    new = needed[order] & ~as_above
+    number = torch.where(new, new.flatten().cumsum(0).view_as(tokens) - 1, 0).cummax(0).values
+    row, column = new.nonzero(as_tuple=True)
+    return Places(
+        first=order[row] * tokens.shape[1] + column, state=torch.empty_like(number).index_copy(0, order, number)
+    )
