@@ -16,8 +16,9 @@ from torch.nn.functional import embedding, pad
 
 from ..maths.masking import mask_from_lengths
 from ..maths.shapes import Lengths, Tokens
-from . import lean
+from . import lean_layers
 from .lean import refuse_if_not_lean
+from .places import find_places
 
 ROOM = 32  # tokens by which the cache grows when it is full
 
@@ -50,11 +51,11 @@ class LeanDecoder:
         self.model, self.body, self.last = model, model.base_model, mask.sum(1) - 1
         prompts = _pad_right(tokens, self.last + 1)
         read = mask_from_lengths(self.last + 1, prompts.shape[1]) & ~mask_from_lengths(self.last, prompts.shape[1])
-        self.angles = lean.angles_of(self.body, prompts.shape[1] + ROOM)
+        self.angles = lean_layers.angles_of(self.body, prompts.shape[1] + ROOM)
         self.cache: list[list[Tensor]] = []  # of each layer, keys and values [B, key heads, places, d]
-        places = lean.find_places(prompts, read)
-        states, place = lean.run_all_but_last(self.body, prompts, places, partial(self._read, places.first))
-        self._remember(*lean.heads_of(self.body.layers[-1], states, place, self._angles_up_to(place), "k", "v"))
+        places = find_places(prompts, read)
+        states, place = lean_layers.run_all_but_last(self.body, prompts, places, partial(self._read, places.first))
+        self._remember(*lean_layers.heads_of(self.body.layers[-1], states, place, self._angles_up_to(place), "k", "v"))
         self._finish(self._step(self.body.layers[-1], self.cache[-1], embedding(place[read], states)))
 
     def feed(self, tokens: Tensor) -> None:
@@ -62,7 +63,7 @@ class LeanDecoder:
         self.last = self.last + 1
         if int(self.last.max()) >= len(self.angles):
             self.cache = [[pad(numbers, (0, 0, 0, ROOM)) for numbers in layer] for layer in self.cache]
-            self.angles = lean.angles_of(self.body, len(self.angles) + ROOM)
+            self.angles = lean_layers.angles_of(self.body, len(self.angles) + ROOM)
         states = self.body.embed_tokens(tokens)
         for layer, cached in zip(self.body.layers, self.cache, strict=True):
             states = self._step(layer, cached, states)
@@ -74,21 +75,22 @@ class LeanDecoder:
         self.last = self.last[rows]
 
     def _read(self, first: Tensor, layer: nn.Module, states: Tensor, place: Tensor) -> Tensor:
-        queries, keys, values = lean.heads_of(layer, states, place, self._angles_up_to(place), "q", "k", "v")
+        queries, keys, values = lean_layers.heads_of(layer, states, place, self._angles_up_to(place), "q", "k", "v")
         self._remember(keys, values)
-        return embedding(first, lean.attend(layer, queries, keys, values).flatten(0, 1))
+        return embedding(first, lean_layers.attend(layer, queries, keys, values).flatten(0, 1))
 
     def _step(self, layer: nn.Module, cached: list[Tensor], states: Tensor) -> Tensor:
         """The layer's output [B, D] for the last token of each row, whose key and value go into the cache."""
         row, width = torch.arange(len(states), device=states.device), int(self.last.max()) + 1
-        queries, *new = lean.heads_of(layer, states, row, self.angles[self.last], "q", "k", "v")
+        queries, *new = lean_layers.heads_of(layer, states, row, self.angles[self.last], "q", "k", "v")
         for numbers, number in zip(cached, new, strict=True):
             numbers[row, :, self.last] = number.unflatten(1, numbers.shape[1::2])
-        keys, values = (numbers[:, :, :width] for numbers in cached)
-        asked = queries.unflatten(1, (keys.shape[1], -1, keys.shape[3])) * layer.self_attn.scaling
-        may_look = mask_from_lengths(self.last + 1, width)[:, None, None]
-        weights = torch.where(may_look, asked @ keys.mT, -torch.inf).softmax(-1)
-        return lean.finish(layer, states, (weights @ values).flatten(1))
+        keys, values = (numbers.flatten(0, 1)[:, :width] for numbers in cached)  # views: nothing is copied
+        asked = queries.reshape(len(keys), -1, keys.shape[2]) * layer.self_attn.scaling
+        weights = torch.bmm(asked, keys.mT).view(len(states), -1, width)
+        barred = ~mask_from_lengths(self.last + 1, width)[:, None]
+        weights = weights.masked_fill_(barred, -torch.inf).softmax(-1).view(len(keys), -1, width)
+        return lean_layers.finish(layer, states, torch.bmm(weights, values).view(len(states), -1))
 
     def _finish(self, states: Tensor) -> None:
         self.logits = self.model.get_output_embeddings()(self.body.norm(states)).float()

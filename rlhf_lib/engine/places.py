@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool
@@ -11,13 +13,23 @@ from torch.nn.functional import pad
 
 from ..maths.shapes import Tokens
 
+Derived = TypeVar("Derived")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Places:
     """Where the N distinct states stand in rows, and which of them stands at each place."""
 
     first: Tensor  # [N] into the places [B * T], flat: the first at which a state stands
     state: Tensor  # [B, T] into the N states; anything where no state is made
+    derived: dict = field(default_factory=dict, repr=False)
+
+    def once(self, make: Callable[..., Derived], *of: object) -> Derived:
+        """`make(places, *of)`, made once: models that read the same texts share it. Tensors count as themselves."""
+        key = make, *of
+        if key not in self.derived:
+            self.derived[key] = make(self, *of)
+        return self.derived[key]
 
 
 def find_places(tokens: Tokens, read: Bool[Tensor, "B states"]) -> Places:

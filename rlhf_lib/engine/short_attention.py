@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding
 
+from .places import Places
+
 aten = torch.ops.aten
 
 
@@ -97,13 +99,9 @@ def _to_queries(grad: Tensor, picks: Picks, like: Tensor) -> Tensor:
 # -------------------------------------------------------------------------------------------------- who stands where
 
 
-def picks_of_all(first: Tensor, state: Tensor, *, key_heads: int, groups: int) -> Picks:
-    """For a table of queries, keys and values of N states, all of which are asked.
-
-    first   [N] into the places [B * T], flat: the first at which a state stands
-    state   [B, T] which state stands at each place
-    groups  heads for each key head
-    """
+def picks_of_all(places: Places, key_heads: int, groups: int) -> Picks:
+    """For a table of queries, keys and values of all states, all of which are asked; `groups` heads a key head."""
+    first, state = places.first, places.state
     heads = key_heads * groups
     sizes = heads * state.numel(), key_heads * state.numel(), key_heads * state.numel()
     queries, others = _stand(state, key_heads, groups), _stand(state, 2 * key_heads) + sizes[0]
@@ -116,11 +114,12 @@ def picks_of_all(first: Tensor, state: Tensor, *, key_heads: int, groups: int) -
     )  # fmt: skip
 
 
-def picks_of_some(first: Tensor, state: Tensor, asked: Tensor, *, key_heads: int, groups: int) -> Picks:
-    """For a table of keys and values of N states, and behind them of queries, rotated already, of M that are asked.
+def picks_of_some(places: Places, asked: Tensor, key_heads: int, groups: int) -> Picks:
+    """For a table of keys and values of all states, and behind them of queries, rotated already, of M that are asked.
 
-    asked  bool [B, queries] True where one of them stands, in their order; see `picks_of_all` for the rest
+    asked  bool [B, queries] True where one of them stands, in their order
     """
+    first, state = places.first, places.state
     heads = key_heads * groups
     sizes = heads * asked.numel(), key_heads * state.numel(), key_heads * state.numel()
     answers, stand = _stand(asked, key_heads, groups)[asked.flatten()], _stand(state, 2 * key_heads) + sizes[0]

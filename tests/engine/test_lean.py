@@ -7,10 +7,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlhf_lib.engine import lean, models
+from rlhf_lib.engine import lean, lean_layers, models
 from rlhf_lib.engine.attention import with_open_attention
 from rlhf_lib.engine.frozen_trunk import FrozenTrunk
 from rlhf_lib.engine.models import hidden_states, scorer_from_policy
+from rlhf_lib.engine.places import find_places
 from rlhf_lib.maths.alignment import acting_mask, action_mask_from_lengths
 from tests.tiny import PAD, SPECIAL, VOCAB, disturb, gradients_of, ragged_texts, tiny_gpt2, tiny_llama, tiny_neox
 
@@ -61,7 +62,7 @@ def reads_of(texts):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_is_read_is_what_it_would_be(monkeypatch, shape, what, long):
     """Rejects a wrong rotation, scale, group of heads, gain, mask or last layer, and a gradient that misses a path."""
-    monkeypatch.setattr(lean, "LONG", long)
+    monkeypatch.setattr(lean_layers, "LONG", long)
     texts = ragged_texts()
     look = states_where(reads_of(texts)[what])
     found, expected = (
@@ -81,7 +82,22 @@ def test_rows_that_begin_alike_stay_apart_where_they_part():
     look = states_where(read)
     found, expected = (look(tiny_llama(), tokens, within) for within in (lean.only_what_is_read, plainly))
     torch.testing.assert_close(found, expected, **CLOSE)
-    assert len(lean.find_places(tokens, read).first) == 5 + 3 + 5 + 0 + 1
+    assert len(find_places(tokens, read).first) == 5 + 3 + 5 + 0 + 1
+
+
+def test_models_share_places_and_nothing_else():
+    """Rejects places of the texts read before, heads of the model that read them, and places found for each model."""
+    texts, found = ragged_texts(), []
+    other = texts.tokens.flip(0)
+    read = torch.ones_like(other, dtype=torch.bool)
+    several, single = llama(4, 4, 2), llama(4, 1, 2)
+    expected = [hidden_states(*asked) for asked in ((several, other), (single, texts.tokens), (single, other))]
+    with lean.only_what_is_read(read, several, single):
+        for model, tokens in ((several, texts.tokens), (several, other), (single, texts.tokens), (single, other)):
+            found.append(hidden_states(model, tokens))
+        shared = several.model.forward.keywords["find"]
+        assert shared is single.model.forward.keywords["find"] and shared.cache_info().misses == 2
+    torch.testing.assert_close(found[1:], expected, **CLOSE)
 
 
 def test_other_angles_and_an_own_width_of_heads():
@@ -108,7 +124,7 @@ def test_nothing_else_is_made():
     read = torch.zeros(tokens.shape, dtype=torch.bool)
     read[:, prompt - 1 : -1] = True
     made = prompt + rows * (response - 1)
-    assert len(lean.find_places(tokens, read).first) == made
+    assert len(find_places(tokens, read).first) == made
     model, width = llama(4, 4, 2), 32
     with FlopCounterMode(display=False) as counter, torch.no_grad(), lean.only_what_is_read(read, model):
         hidden_states(model, tokens)
