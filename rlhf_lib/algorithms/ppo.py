@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..engine import distributed, models, optimiser
 from ..engine.batching import in_micro_batches, micro_batch, own_buckets
-from ..engine.lean import refuse_if_not_lean, sparing
+from ..engine.lean import pieces, refuse_if_not_lean, sparing
 from ..engine.lean_decoder import lean_decoding
 from ..engine.sampling import uniforms
 from ..maths.alignment import acting_mask
@@ -77,9 +77,8 @@ def new_state(
     for model in (policy, critic, reward_model) if config.lean else ():
         refuse_if_not_lean(model.base_model)
     reference = parts.prepare_reference(policy)
-    optimizer = optimiser.make_optimizer(
-        [policy.parameters(), critic.parameters()], learning_rate=config.learning_rate, eps=config.adam_eps
-    )
+    how = dict(learning_rate=config.learning_rate, eps=config.adam_eps, fused=config.lean)
+    optimizer = optimiser.make_optimizer([policy.parameters(), critic.parameters()], **how)
     return PPOState(policy, critic, reference, models.freeze(reward_model), optimizer, **rest)
 
 
@@ -140,7 +139,7 @@ def minibatches(state: PPOState, rollout: Rollout, targets: Targets, config: PPO
     rows = len(rollout.tokens)
     for epoch in range(config.epochs):
         order = uniforms(state.seed, "order", state.update, epoch, rows=1, steps=rows)[0].argsort()
-        for index in order.chunk(config.minibatches):
+        for index in pieces(order, config.minibatches, lean=config.lean):
             yield Minibatch(rollout.select(index), targets.select(index))
 
 

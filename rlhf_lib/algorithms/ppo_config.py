@@ -46,4 +46,4 @@ class PPOConfig:
     @property
     def sparing(self) -> dict[str, bool]:
         """What `engine.lean.sparing` asks for."""
-        return dict(lean=self.lean, skip_unread=self.skip_unread)
+        return dict(lean=self.lean, skip_unread=self.skip_unread, keep=self.minibatches == 1)

@@ -43,7 +43,7 @@ def assert_step_zero(policy: nn.Module, rollout: Rollout, config: PPOConfig, par
     """
 
     def score_for_training(texts: Rollout) -> tuple[Tensor, ...]:
-        with sparing(acting_mask(texts.action_mask), policy, **config.sparing):
+        with sparing(acting_mask(texts.action_mask), policy, **config.sparing | dict(keep=False)):  # a pass of its own
             log_probs, _ = parts.score_actions(
                 policy, texts.tokens, texts.action_mask, temperature=config.temperature, entropy=models.no_entropy
             )

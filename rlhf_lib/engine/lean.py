@@ -18,22 +18,26 @@ from torch import Tensor, nn
 
 from ..maths.shapes import Tokens
 from .allocator import keep_what_is_freed
+from .kept_pass import kept_or_made
 from .lean_layers import run_layers
 from .models import last_mlp_only_where
 from .places import Places, find_places
 
 
 def sparing(
-    read: Bool[Tensor, "B states"], *of: nn.Module, lean: bool, skip_unread: bool
+    read: Bool[Tensor, "B states"], *of: nn.Module, lean: bool, skip_unread: bool, keep: bool = False
 ) -> AbstractContextManager:  # fmt: skip
-    """Within, these models need not make what nobody reads where `read` is False, and do not if the settings say so."""
+    """Within, these models need not make what nobody reads where `read` is False, and do not if the settings say so.
+
+    keep  lean models keep the first pass without gradients for the first with them, see `kept_pass`
+    """
     if lean:
-        return only_what_is_read(read, *of)
+        return only_what_is_read(read, *of, keep=keep)
     return last_mlp_only_where(read, *(of if skip_unread else ()))
 
 
 @contextmanager
-def only_what_is_read(read: Bool[Tensor, "B states"], *of: nn.Module) -> Iterator[None]:
+def only_what_is_read(read: Bool[Tensor, "B states"], *of: nn.Module, keep: bool = False) -> Iterator[None]:
     """Within, the bodies of these Llamas give their final states where `read` is True, and 0 elsewhere.
 
     A state is made if it is read or if a later state of its row is. What is read is what it would be, up to rounding.
@@ -45,7 +49,7 @@ def only_what_is_read(read: Bool[Tensor, "B states"], *of: nn.Module) -> Iterato
         refuse_if_not_lean(body)
     wrapped = [(body, body.forward) for body in bodies if "trunk" in vars(body)]
     for body in bodies:
-        body.forward, body.lean = partial(lean_forward, body, read, find=find), True
+        body.forward, body.lean = partial(lean_forward, body, read, find=find, keep=keep), True
     try:
         yield
     finally:
@@ -89,10 +93,23 @@ def _rope_type(config) -> str | None:
 
 
 def lean_forward(
-    body: nn.Module, read: Tensor, input_ids: Tokens, find: Callable[..., Places] = find_places, **_
-) -> SimpleNamespace:
+    body: nn.Module, read: Tensor, input_ids: Tokens, find: Callable[..., Places] = find_places, keep: bool = False, **_
+) -> SimpleNamespace:  # fmt: skip
     """In place of the body's own forward pass: `last_hidden_state` [B, T, D] where `read` is True, and 0 elsewhere."""
-    places = find(input_ids, read)
-    states = run_layers(body, input_ids, read, places)
+
+    def make() -> Tensor:
+        return run_layers(body, input_ids, read, find(input_ids, read))
+
+    states = kept_or_made(body, input_ids, read, make) if keep else make()
     blank = states.new_zeros(*read.shape, states.shape[-1])
     return SimpleNamespace(last_hidden_state=blank.index_put(read.nonzero(as_tuple=True), states))
+
+
+def pieces(order: Tensor, count: int, *, lean: bool) -> Iterator[Tensor]:
+    """An order of rows in `count` pieces.
+
+    Lean: the rows of a piece stand in their own order again. That changes nothing but who shares a micro-batch, and
+    with one piece these are the micro-batches of the rollout, of which a pass is kept.
+    """
+    for piece in order.chunk(count):
+        yield piece.sort().values if lean else piece

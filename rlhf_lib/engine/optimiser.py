@@ -26,11 +26,14 @@ class NonFiniteError(RuntimeError):
 
 
 def make_optimizer(
-    groups: Iterable[Iterable[nn.Parameter]], *, learning_rate: float, eps: float
+    groups: Iterable[Iterable[nn.Parameter]], *, learning_rate: float, eps: float, fused: bool = False
 ) -> torch.optim.Optimizer:
-    """AdamW without weight decay over the trainable weights of each group; their order is that of `step`'s norms."""
+    """AdamW without weight decay over the trainable weights of each group; their order is that of `step`'s norms.
+
+    fused  one pass over the weights instead of a dozen: a third of the time, other last bits
+    """
     trainable = [{"params": [weight for weight in group if weight.requires_grad]} for group in groups]
-    return torch.optim.AdamW(trainable, lr=learning_rate, eps=eps, weight_decay=0.0)
+    return torch.optim.AdamW(trainable, lr=learning_rate, eps=eps, weight_decay=0.0, fused=fused or None)
 
 
 def step(optimizer: torch.optim.Optimizer, *, max_grad_norm: float | None) -> list[float]:

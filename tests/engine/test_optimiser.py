@@ -48,11 +48,11 @@ def test_step_without_a_limit():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
-def test_a_non_finite_gradient_changes_no_weight(bad, max_grad_norm):
+@pytest.mark.parametrize(("max_grad_norm", "fused"), [(None, False), (1.0, False), (None, True)])
+def test_a_non_finite_gradient_changes_no_weight(bad, max_grad_norm, fused):
     """Rejects a check after the step, one of the first group only, and moments of Adam that are spoiled for good."""
     first, second = weights_with_gradients((3, 4), (1, 2))
-    optimizer = optimiser.make_optimizer([[first], [second]], learning_rate=0.1, eps=1e-5)
+    optimizer = optimiser.make_optimizer([[first], [second]], learning_rate=0.1, eps=1e-5, fused=fused)
     optimiser.step(optimizer, max_grad_norm=max_grad_norm)
     before = [first.clone(), second.clone(), *(x.clone() for s in optimizer.state.values() for x in s.values())]
     first.grad, second.grad = floats(1, 1), floats(1, bad)
@@ -62,12 +62,14 @@ def test_a_non_finite_gradient_changes_no_weight(bad, max_grad_norm):
     assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
 
 
-def test_optimizer_by_hand():
+@pytest.mark.parametrize("fused", [False, True])
+def test_optimizer_by_hand(fused):
     """Rejects weight decay and another eps. Adam's first step is lr * g / (|g| + eps): half of lr for g = eps."""
     (weight,) = weights_with_gradients((1e-5, 0))
     with torch.no_grad():
         weight += 1
-    optimiser.step(optimiser.make_optimizer([[weight]], learning_rate=0.1, eps=1e-5), max_grad_norm=None)
+    optimizer = optimiser.make_optimizer([[weight]], learning_rate=0.1, eps=1e-5, fused=fused)
+    optimiser.step(optimizer, max_grad_norm=None)
     assert_close(weight.detach(), floats(0.95, 1))
 
 
