@@ -15,6 +15,7 @@ from .scales import world_of
 from .settings import Settings, load_settings
 
 FLOAT32 = 4  # bytes
+NOT_OF_LEAN = "ppo.lean=true keeps less than this in all that was measured: the budget is of the plain pass"
 UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -32,6 +33,8 @@ def show(preset: str, changes: list[str], model: Path | None, prompt: int | None
         raise SettingsError(str(error)) from None
     budget = estimate(plan)
     print(budget)
+    if settings.ppo.lean:
+        print(NOT_OF_LEAN)
     if memory is not None:
         print("\n".join(verdict(budget, memory)))
     return memory is None or budget.fits(memory)

@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_lib.engine import frozen_trunk
 from rlhf_lib.engine.memory_budget import GIB, ModelShape, estimate, remedies
-from rlhf_lib.pipeline.memory import bytes_of, longest_prompt, plan_of, shape_of, verdict
+from rlhf_lib.pipeline.memory import NOT_OF_LEAN, bytes_of, longest_prompt, plan_of, shape_of, verdict
 from rlhf_lib.pipeline.settings import load_settings
 from rlhf_lib.worlds.tiny_tldr.world import ASSETS
 from tests.pipeline.test_cli import invoke, refused
@@ -23,6 +23,12 @@ def test_the_budget_of_a_preset():
     assert asked.exit_code == 0
     assert asked.output.strip() == str(estimate(plan))
     assert 40 < longest_prompt(settings) < 60
+
+
+def test_a_lean_run_is_told_that_the_budget_is_of_another_pass():
+    """Rejects a budget that is silent about it, and the remark where it does not belong."""
+    lean, plain = (invoke("memory", "--set", f"ppo.lean={lean}").output for lean in ("true", "false"))
+    assert NOT_OF_LEAN in lean and lean.replace(NOT_OF_LEAN, "").strip() == plain.strip()
 
 
 def test_a_preset_s_frozen_trunk():
