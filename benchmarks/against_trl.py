@@ -44,7 +44,8 @@ What differs:
 - TRL pads prompts on the left and gives a mask; ours pads on the right and needs none.
 - TRL runs the head at every token and logs an entropy at every step; ours runs it at the actions, in blocks.
 - Ours runs with `ppo.lean` (off by default): no padding, what rows begin with alike made once, the last layer only in
-  states that are read, and fewer passes over memory in norms, rotations, gates and attention.
+  states that are read, fewer passes over memory in norms, rotations, gates and attention, the rollout's pass of one
+  micro-batch kept for the first epoch, and freed memory kept by the process.
 - Sampling: `generate` with multinomial draws against one uniform number and the inverse CDF.
 - Ours checks three things before the first update; that update is not counted.
 """.strip()
