@@ -99,3 +99,10 @@ def test_nothing_is_kept_of_a_model_that_does_not_learn_and_one_micro_batch_of_o
             with only_what_is_read(torch.ones_like(tokens, dtype=torch.bool), learner, frozen, keep=True):
                 assert not any(hidden_states(model, tokens).requires_grad for model in (learner, frozen))
     assert learner.base_model.kept_pass.texts[0] is texts[0] and not hasattr(frozen.base_model, "kept_pass")
+
+
+def test_pieces_of_an_order():
+    """Rejects rows of one length in another micro-batch than in the rollout, and an order that is lost where it counts."""
+    order = torch.tensor([4, 0, 3, 1, 2])
+    plain, in_order = ([piece.tolist() for piece in lean.pieces(order, 2, lean=is_lean)] for is_lean in (False, True))
+    assert plain == [[4, 0, 3], [1, 2]] and in_order == [[0, 3, 4], [1, 2]]
