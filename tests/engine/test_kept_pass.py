@@ -102,7 +102,7 @@ def test_nothing_is_kept_of_a_model_that_does_not_learn_and_one_micro_batch_of_o
 
 
 def test_pieces_of_an_order():
-    """Rejects rows of one length in another micro-batch than in the rollout, and an order that is lost where it counts."""
+    """Rejects rows of one length in another micro-batch than in the rollout, and an order lost where it counts."""
     order = torch.tensor([4, 0, 3, 1, 2])
     plain, in_order = ([piece.tolist() for piece in lean.pieces(order, 2, lean=is_lean)] for is_lean in (False, True))
     assert plain == [[4, 0, 3], [1, 2]] and in_order == [[0, 3, 4], [1, 2]]
