@@ -2,10 +2,10 @@
 
     python -m benchmarks.growth --picture docs/growth.svg
 
-Three sizes of each, the other two held; micro-batches keep their 16 rows. Every run is a process of its own with one
-thread. Time is CPU seconds of an update (the quickest of the runs, since whatever else the machine does only adds),
-memory is the peak above what the imports take. The exponent is the slope of a straight line through the logarithms:
-1 is proportional, below 1 means that a constant part (weights, optimiser, Python) still shows.
+Three sizes of each, the other two held, with `ppo.lean` and without; micro-batches keep their 16 rows. Every run is a
+process of its own with one thread. Time is CPU seconds of an update (the quickest of the runs, since whatever else the
+machine does only adds), memory is the peak above what the imports take. The exponent is the slope of a straight line
+through the logarithms: 1 is proportional, below 1 means that a constant part (weights, optimiser, Python) still shows.
 """
 
 from __future__ import annotations
@@ -29,9 +29,12 @@ SIZES = {
     "vocabulary, tokens": [dict(vocab=n) for n in (4096, 16384, 65536)],
 }
 MEASURES = {"cpu_seconds": "time", "mib": "memory"}
+VARIANTS = {"default": dict(lean=0), "ppo.lean": dict(lean=1)}
+STYLES = {"default": "--", "ppo.lean": "-"}
 
 
 def size_of(change: dict[str, int]) -> int:
+    """What grows, as a number."""
     return change.get("batch") or change.get("vocab") or change["prompt"] + change["response"]
 
 
@@ -55,19 +58,36 @@ def exponent(sizes: list[int], values: list[float]) -> float:
     return sum((a - middle_x) * (b - middle_y) for a, b in zip(x, y)) / sum((a - middle_x) ** 2 for a in x)
 
 
-def draw(found: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Each measure relative to the smallest size, one panel for each thing that grows."""
+def table(found: dict[str, dict[str, list[dict[str, float]]]]) -> str:
+    """Markdown, a row for each thing that grows, by variant."""
+    lines = ["| | what grows | sizes | CPU seconds | exponent | MiB above imports | exponent |"]
+    lines += ["| --- | --- | --- | --- | ---: | --- | ---: |"]
+    for variant, of_name in found.items():
+        for name, rows in of_name.items():
+            sizes = [size_of(change) for change in SIZES[name]]
+            time, memory = ([row[measure] for row in rows] for measure in MEASURES)
+            cells = variant, name, ", ".join(f"{size:,}" for size in sizes)
+            cells += ", ".join(f"{x:.2f}" for x in time), f"{exponent(sizes, time):.2f}"
+            cells += ", ".join(f"{x:.0f}" for x in memory), f"{exponent(sizes, memory):.2f}"
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(found: dict[str, dict[str, list[dict[str, float]]]], path: Path) -> None:
+    """Each measure relative to the default's at the smallest size, one panel for each thing that grows."""
     figure, axes = new_figure(len(SIZES))
-    for one, (name, rows) in zip(axes, found.items(), strict=True):
-        sizes = [size_of(change) for change in SIZES[name]]
-        one.plot(sizes, [size / sizes[0] for size in sizes], color="0.6", linestyle=":", label="proportional")
-        for measure, label in MEASURES.items():
-            one.plot(sizes, [row[measure] / rows[0][measure] for row in rows], marker="o", label=label)
-        one.set(xlabel=name, xscale="log", yscale="log", xticks=sizes, yticks=[1, 2, 4, 8, 16])
-        one.set_xticklabels([f"{size:,}" for size in sizes])
-        one.set_yticklabels(["1×", "2×", "4×", "8×", "16×"])
-        one.minorticks_off()
-    axes[0].legend(frameon=False)
+    for panel, (name, changes) in zip(axes, SIZES.items(), strict=True):
+        sizes, least = [size_of(change) for change in changes], found["default"][name][0]
+        panel.plot(sizes, [size / sizes[0] for size in sizes], color="0.6", linestyle=":", label="proportional")
+        for color, (measure, label) in zip(("tab:blue", "tab:orange"), MEASURES.items(), strict=True):
+            for variant, of_name in found.items():
+                values = [row[measure] / least[measure] for row in of_name[name]]
+                panel.plot(sizes, values, STYLES[variant], color=color, marker="o", label=f"{label}, {variant}")
+        panel.set(xlabel=name, xscale="log", yscale="log", xticks=sizes, yticks=[1, 2, 4, 8, 16])
+        panel.set_xticklabels([f"{size:,}" for size in sizes])
+        panel.set_yticklabels(["1×", "2×", "4×", "8×", "16×"])
+        panel.minorticks_off()
+    axes[0].legend(frameon=False, fontsize=7)
     save(figure, path)
 
 
@@ -77,17 +97,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
-    found = {name: [measure(change, arguments.updates, arguments.runs) for change in changes]
-             for name, changes in SIZES.items()}  # fmt: skip
-    print("| what grows | sizes | CPU seconds | exponent | MiB above imports | exponent |")
-    print("| --- | --- | --- | ---: | --- | ---: |")
-    for name, rows in found.items():
-        sizes = [size_of(change) for change in SIZES[name]]
-        time, memory = ([row[measure] for row in rows] for measure in MEASURES)
-        print(
-            f"| {name} | {', '.join(f'{size:,}' for size in sizes)} | {', '.join(f'{x:.2f}' for x in time)} "
-            f"| {exponent(sizes, time):.2f} | {', '.join(f'{x:.0f}' for x in memory)} | {exponent(sizes, memory):.2f} |"
-        )
+    found = {variant: {name: [] for name in SIZES} for variant in VARIANTS}
+    for name, changes in SIZES.items():
+        for change in changes:
+            for variant, lean in VARIANTS.items():  # taking turns: a busier hour meets both
+                found[variant][name].append(measure({**change, **lean}, arguments.updates, arguments.runs))
+    print(table(found))
     if arguments.picture:
         draw(found, arguments.picture)
 
