@@ -74,7 +74,7 @@ def refuse_other_launch(settings: Settings) -> None:
         )
     for variable, what in NOT_OURS.items():
         if os.environ.get(variable, "false").lower() in ("1", "true", "yes"):
-            raise SettingsError(f"accelerate launch asks for {what}: start it with configs/ddp.yaml, or torchrun")
+            raise SettingsError(f"accelerate launch asks for {what}: start it as docs/processes.md says")
 
 
 def _contradictions(settings: Settings) -> dict[str, bool]:
