@@ -29,9 +29,7 @@ def course() -> None:
 @app.command()
 def run(
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for everything the run writes; made if missing.")],
-    preset: Annotated[
-        str, typer.Option(help=f"Which model, data and sizes: {PRESETS}.")
-    ] = "tiny",
+    preset: Annotated[str, typer.Option(help=f"Which model, data and sizes: {PRESETS}.")] = "tiny",
     seed: Annotated[int, typer.Option(help="Decides posts, samples and labels; the same seed gives the same run.")] = 0,
     changes: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable. See `settings`.")

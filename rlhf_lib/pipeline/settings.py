@@ -165,9 +165,7 @@ SMOLLM2 = Settings(
     reward_model=RewardModelConfig(
         steps=144, posts_per_batch=8, learning_rate=1e-3, head_learning_rate=3e-3, max_grad_norm=1.0
     ),
-    ppo=PPOConfig(
-        updates=16, batch_size=64, micro_batch_size=16, learning_rate=1e-4, response_length=16, lean=True
-    ),
+    ppo=PPOConfig(updates=16, batch_size=64, micro_batch_size=16, learning_rate=1e-4, response_length=16, lean=True),
     evaluation=EvaluationConfig(posts=256),
 )
 
