@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import machine
-from .updates import make_policy, ready
+from .updates import make_policy
 from .work import PAD, PROMPT_END, Work
 
 Write = Callable[[], Tensor]
@@ -42,16 +42,19 @@ def measure(work: Work) -> dict:
 
 def ways(work: Work, prompts: Tensor) -> dict[str, Write]:
     """The first is what the others are compared with."""
+    from rlhf_lib.engine.preparation import prepare
+
     policy = make_policy(work, prompts.device)
     plain = copy.deepcopy(policy).to(machine.DTYPES[work.precision])
     plain.generation_config.eos_token_id = None  # nobody ends early
+    as_a_run = prepare(policy, device=prompts.device, precision=work.precision)
     generate = partial(write_by_generate, plain, prompts, work.response)
     return {
         "generate, growing cache": partial(generate, disable_compile=True),
         "generate, static cache": partial(generate, cache_implementation="static", disable_compile=True),
         "generate, static cache, compiled": partial(generate, cache_implementation="static", **compiling(prompts)),
         "our sampler": partial(write_by_sampler, plain, prompts, work.response),
-        "as PPO samples": partial(write_by_sampler, ready(policy, work), prompts, work.response),
+        "as PPO samples": partial(write_by_sampler, as_a_run, prompts, work.response),
     }
 
 

@@ -147,10 +147,15 @@ class Updates:
     def _state(self, config, parts):
         """From the second update's number on, so that the check before the first, which is one of float32, is not."""
         from rlhf_lib.algorithms import ppo
+        from rlhf_lib.engine import loss_scaling
 
-        return ppo.new_state(
+        state = ppo.new_state(
             *make_models(self.work, self.device), config, parts, seed=0, eos_token_id=EOS, pad_token_id=PAD, update=1
         )
+        if self.work.precision == "float16":
+            loss_scaling.scale_losses(state.optimizer, self.device)  # from 1 on: a step that is left out costs less
+            loss_scaling.restore(state.optimizer, loss_scaling.state_of(state.optimizer) | {"scale": 1.0})
+        return state
 
     def _prompts(self) -> Iterator:
         from rlhf_lib.maths.records import Prompts
@@ -168,6 +173,7 @@ def make_models(work: Work, device: torch.device) -> list[torch.nn.Module]:
     from transformers import AutoModelForSequenceClassification
 
     from rlhf_lib.engine.frozen_trunk import FrozenTrunk
+    from rlhf_lib.engine.preparation import prepare
 
     policy = make_policy(work, device)
     scorers = [random_model(AutoModelForSequenceClassification, work, device) for _ in range(2)]
@@ -175,7 +181,7 @@ def make_models(work: Work, device: torch.device) -> list[torch.nn.Module]:
         scorer.base_model.load_state_dict(policy.base_model.state_dict())
     layers = work.trainable_layers
     trunk = layers and FrozenTrunk(trainable_layers=layers, pad_token_id=PAD, prompt_end=[PROMPT_END])
-    return [ready(model, work, trunk) for model in (policy, *scorers)]
+    return [prepare(model, device=device, precision=work.precision, trunk=trunk) for model in (policy, *scorers)]
 
 
 def make_policy(work: Work, device: torch.device) -> torch.nn.Module:
@@ -189,14 +195,6 @@ def random_model(kind: type, work: Work, device: torch.device) -> torch.nn.Modul
     torch.manual_seed(0)
     with device:
         return kind.from_config(config_of(work)).eval()
-
-
-def ready(model: torch.nn.Module, work: Work, trunk=None) -> torch.nn.Module:
-    """As `pipeline.run.Run.ready` does it."""
-    from rlhf_lib.engine.precision import in_precision
-
-    model = in_precision(model, work.precision)
-    return trunk.adopt(model) if trunk else model
 
 
 def levels(meter: str) -> int:

@@ -16,13 +16,12 @@ from torch import nn
 from ..algorithms.parts import Parts
 from ..algorithms.step_zero import StepZeroError
 from ..engine import checkpoint, distributed, dump, loss_scaling, models
-from ..engine.compiled import compile_layers
 from ..engine.files import brief, naming
 from ..engine.frozen_trunk import FrozenTrunk
 from ..engine.hardware import Placeable, placed
 from ..engine.interrupt import graceful_stop
 from ..engine.optimiser import NonFiniteError
-from ..engine.precision import in_precision
+from ..engine.preparation import prepare
 from ..engine.run_folder import RunFolder, read_lines
 from ..engine.tensorboard import mirrored
 from ..worlds.layout import QUERY_END
@@ -71,13 +70,9 @@ class Run:
 
     def ready(self, model: nn.Module) -> nn.Module:
         """The model as this run uses it: on its device, in its precision, whole or with the trunk that all share."""
-        engine, model = self.settings.engine, model.to(self.device)
-        if engine.compile:
-            model = compile_layers(model)
-        model = in_precision(model, engine.precision)
-        if engine.gradient_checkpointing:
-            model = models.run_layers_again(model)
-        return self.trunk.adopt(model) if self.trunk else model
+        engine = self.settings.engine
+        how = dict(compile=engine.compile, gradient_checkpointing=engine.gradient_checkpointing, trunk=self.trunk)
+        return prepare(model, device=self.device, precision=engine.precision, **how)
 
     def placed(self, record: Placeable) -> Placeable:
         """A record of tensors on the device of this run's models."""

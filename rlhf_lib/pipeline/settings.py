@@ -153,7 +153,7 @@ TINY_OVEROPTIMISED = replace(
 )
 
 # A real pretrained model on a CPU: only its top layers learn. Four layers learned the preferences no better than two.
-# Preferences are written at temperature 1: at 0.7 a third of the pairs are ties, and the reward model learned less.
+# Preferences are written at temperature 1: at 0.7 a third of the pairs are ties.
 # At three times this rate the first PPO update moved the policy by two nats, towards copying titles, and gold fell.
 SMOLLM2 = Settings(
     preset="smollm2",
