@@ -14,6 +14,7 @@ from ..engine.memory_budget import GIB, Budget, ModelShape, Plan, estimate, reme
 from .errors import InputError, SettingsError
 from .memory import plan_of, shape_of
 from .run import Run
+from .settings import change
 
 FLOAT32 = 4  # bytes
 WORTH_ASKING = GIB  # a run that leaves less on its disk is let through
@@ -49,21 +50,24 @@ def refuse_too_little_memory(run: Run, shape: ModelShape, *, free: int, card: st
     budget = estimate(plan_of_run(run, shape))
     if budget.fits(free):
         return
+    what_helps = "; ".join(_help(run, shape, budget)) or "choose a smaller world.model"
     raise SettingsError(
         f"PPO needs {budget.peak / GIB:.1f} GiB of GPU memory by our estimate, and {card} has {free / GIB:.1f} GiB "
-        f"free: {'; '.join(_help(budget)) or 'choose a smaller world.model'}; python -m rlhf_lib memory --preset "
-        f"{run.settings.preset} shows where it goes"
+        f"free: {what_helps}; python -m rlhf_lib memory --preset {run.settings.preset} shows where it goes"
     )
 
 
-def _help(budget: Budget, most: int = 3) -> Iterator[str]:
-    """Settings that lower the peak, the best first, and where each leads."""
-    found = 0
+def _help(run: Run, shape: ModelShape, budget: Budget, most: int = 3) -> Iterator[str]:
+    """Settings that lower the peak, the best first, and where each leads: a trunk then remembers what it has read."""
+    found = {}
     for _, less in remedies(budget.plan):
         changed = [name for name in IN_SETTINGS if getattr(less.plan, name) != getattr(budget.plan, name)]
-        if changed and found < most:
-            found += 1
-            yield f"{IN_SETTINGS[changed[-1]](less.plan)} takes {less.peak / GIB:.1f}"
+        if changed:
+            setting = IN_SETTINGS[changed[-1]](less.plan)
+            settings = change(run.settings, *setting.split("="))
+            found[setting] = estimate(plan_of_run(replace(run, settings=settings), shape)).peak
+    for setting in sorted(found, key=found.get)[:most]:
+        yield f"{setting} takes {found[setting] / GIB:.1f}"
 
 
 def refuse_too_little_disk(run: Run, shape: ModelShape, stages: Sequence[str], *, free: int) -> None:

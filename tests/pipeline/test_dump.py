@@ -130,7 +130,9 @@ def test_the_last_good_checkpoint_stays(finished, tmp_path):
     good_model = []
     loading = models.load_policy
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "load_policy", lambda folder: good_model.append(loading(folder)) or good_model[-1])
+        patch.setattr(
+            models, "load_policy", lambda *how, **more: good_model.append(loading(*how, **more)) or good_model[-1]
+        )
         said = failure(replace(good, progress=poisoned), "sft")
     assert "stage sft failed after step 2: the weights are not finite after this step" in said
     assert "namely policy/model.embed_tokens.weight;" in said
