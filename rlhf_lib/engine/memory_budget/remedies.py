@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from ..frozen_trunk import REMEMBERED_BYTES
 from .budget import Budget, estimate
 from .plan import Plan
 
@@ -33,5 +34,5 @@ def _changes(plan: Plan) -> Iterator[tuple[str, Plan]]:
         yield f"only the top {top} of {plan.policy.layers} layers in training", less
         yield (
             f"only the top {top} of {plan.policy.layers} layers in training, on one frozen trunk",
-            replace(less, shared_trunk=True),
+            replace(less, shared_trunk=True, remembered=REMEMBERED_BYTES),
         )
