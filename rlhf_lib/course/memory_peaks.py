@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
+import transformers
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
@@ -23,6 +24,8 @@ from ..engine.profiler.report import Entry
 from ..maths.records import Prompts
 
 PAD, BOS, EOS = 0, 1, 2  # of random models
+# Before version 5 Transformers makes a mask even where no row has padding, which the budget does not count.
+MAKES_A_MASK = int(transformers.__version__.split(".")[0]) < 5
 STEP = "optimiser.step"
 
 

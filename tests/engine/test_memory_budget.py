@@ -6,7 +6,6 @@ from functools import partial
 
 import pytest
 import torch
-import transformers
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -16,13 +15,12 @@ from transformers import (
 )
 
 from rlhf_lib.algorithms.ppo_config import PPOConfig
-from rlhf_lib.course.memory_peaks import measure, plan_of, random_run
+from rlhf_lib.course.memory_peaks import MAKES_A_MASK, measure, plan_of, random_run
 from rlhf_lib.engine import models
 from rlhf_lib.engine.memory_budget import GIB, ModelShape, Plan, estimate, operations
 from rlhf_lib.engine.memory_budget.operations import Pass
 
-# Before version 5 Transformers makes a mask even where no row has padding, which the budget does not count.
-without_a_mask = pytest.mark.skipif(int(transformers.__version__.split(".")[0]) < 5, reason="Transformers makes a mask")
+without_a_mask = pytest.mark.skipif(MAKES_A_MASK, reason="Transformers makes a mask")
 SMALL = dict(vocab_size=131, hidden_size=24, num_hidden_layers=2, num_attention_heads=4)
 
 
