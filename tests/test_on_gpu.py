@@ -16,10 +16,10 @@ from benchmarks.on_gpu import decoding, machine, page, updates
 from benchmarks.on_gpu.work import LLAMA_1B, SMOLLM2, Work, small
 
 ROOT = Path(__file__).parent.parent
-T4_PRESET = "as on a T4, Pythia-410M, top 8 layers (tldr-t4)"
+ON_A_TRUNK = "as on a T4, Pythia-410M, top 8 layers"
 
 
-@pytest.mark.parametrize("name", ["1B Llama, batch 64", T4_PRESET])
+@pytest.mark.parametrize("name", ["1B Llama, batch 64", ON_A_TRUNK])
 def test_an_update_is_measured_as_its_budget_says(name):
     """Rejects phases that overlap or leave time out, peaks of another phase, and a budget told of other settings."""
     found = command.run_part(name, smaller=True, seconds=120, tick=lambda: None)

@@ -36,9 +36,7 @@ PARTS = {
     "as on a T4, SmolLM2-135M's shape": Part("updates", 75, Work(shape=SMOLLM2, **T4)),
     "as on a T4, 1B Llama, all layers": Part("updates", 15, Work(shape=LLAMA_1B, **T4)),
     "as on a T4, 1B Llama, top 2 layers": Part("updates", 75, Work(shape=LLAMA_1B, trainable_layers=2, **T4)),
-    "as on a T4, Pythia-410M, top 8 layers (tldr-t4)": Part(
-        "updates", 60, Work(shape=PYTHIA_410M, trainable_layers=8, **T4)
-    ),
+    "as on a T4, Pythia-410M, top 8 layers": Part("updates", 60, Work(shape=PYTHIA_410M, trainable_layers=8, **T4)),
 }
 
 
