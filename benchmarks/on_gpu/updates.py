@@ -36,28 +36,17 @@ def measure(work: Work) -> dict:
 def plan_of(work: Work, device: torch.device):
     """What the memory budget and the count of operations are told."""
     from rlhf_lib.engine.memory_budget import ModelShape, Plan
+    from rlhf_lib.pipeline.memory import remembered_bytes
 
-    shape = ModelShape.of(config_of(work))
-    low = work.precision != "float32"
+    shape, top = ModelShape.of(config_of(work)), work.trainable_layers
+    low, texts = work.precision != "float32", dict(prompt=work.prompt, response=work.response)
+    read = work.batch * work.updates
     return Plan(
-        policy=shape, batch=work.batch, micro_batch=work.micro_batch or work.batch, prompt=work.prompt,
-        response=work.response, autocast=work.precision if low else None, device=device.type,
-        trainable_layers=work.trainable_layers, shared_trunk=work.trainable_layers is not None,
-        remembered=remembered(work, shape),
+        policy=shape, batch=work.batch, micro_batch=work.micro_batch or work.batch, **texts,
+        autocast=work.precision if low else None, device=device.type,
+        trainable_layers=top, shared_trunk=top is not None,
+        remembered=0 if top is None else remembered_bytes(shape, top, texts=read, **texts),
     )  # fmt: skip
-
-
-def remembered(work: Work, shape) -> int:
-    """Bytes that a shared trunk has in store in the last update: states of all texts so far, and what texts look back
-    at in their prompts, up to its limit.
-    """
-    from rlhf_lib.engine.frozen_trunk import REMEMBERED_BYTES
-
-    if work.trainable_layers is None:
-        return 0
-    keys_and_values = 2 * (shape.layers - work.trainable_layers) * shape.keys
-    numbers = work.texts * shape.width + work.batch * work.prompt * (shape.width + keys_and_values)
-    return min(REMEMBERED_BYTES, 4 * work.updates * numbers)
 
 
 def plan_that_fits(plan, memory: int, fixed: int | None = None):

@@ -78,6 +78,3 @@ def refuse_to_compile(device: torch.device) -> None:
 
 def _cpu_was_asked_for() -> bool:
     return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
-
-
-__all__ = ["CPU", "device_of", "placed", "refuse_attention", "refuse_precision", "refuse_to_compile"]

@@ -41,14 +41,15 @@ def run_pipeline(run: Run, stages: Sequence[str] = tuple(STAGES)) -> dict:
     refuse_to_overwrite(run, stages)
     run.out.check_logs()
     finished = run.out.read_json("results.json", {})
-    refuse_too_little(run, pending(run, stages, finished))
-    data = scale_of(run.settings).look_at_data(run, pending(run, stages, finished))
+    to_run = pending(run, stages, finished)
+    refuse_too_little(run, to_run)
+    data = scale_of(run.settings).look_at_data(run, to_run)
     run.out.write_json("settings.json", asdict(run.settings))
     if data:
         run.out.write_json("data.json", {**run.out.read_json("data.json", {}), **data})
     distributed.wait_for_all()  # before anybody writes what another one might take for a run in its way
     results = {**run.source.read_json("results.json", {}), **finished}
-    for stage in pending(run, stages, finished):
+    for stage in to_run:
         seconds: dict[str, float] = {}
         forget_checkpoints_after(run, stage)
         with stopwatch(seconds, stage), loss_explained(run, stage):

@@ -38,6 +38,21 @@ export function draw(tag, attributes = {}, ...children) {
   return element;
 }
 
+/** Words in a picture. */
+export const words = (className, x, y, text, anchor = "middle") =>
+  draw("text", { class: className, x, y, "text-anchor": anchor }, String(text));
+
+/** The path of a line through the finite numbers, broken where one is not; `x` and `y` are places in the picture. */
+export function polyline(list, { x, y }) {
+  let pen = "M";
+  return list.map((value, i) => {
+    if (!Number.isFinite(value)) { pen = "M"; return ""; }
+    const step = `${pen}${x(i).toFixed(1)} ${y(value).toFixed(1)}`;
+    pen = "L";
+    return step;
+  }).join("");
+}
+
 /** Another text, if it is another: a table that did not change need not be laid out again. */
 export function write(element, text) {
   if (element.written === text) return;

@@ -1,5 +1,5 @@
 // Lesson 08's instrument: a run over healthy ones, suspects, instruments that cost a point, a name to commit to.
-import { button, draw, fill, instrument, make, numbers, show, slider, spoken, write } from "./base.js";
+import { button, draw, fill, instrument, make, numbers, polyline, show, slider, spoken, words, write } from "./base.js";
 
 const BOARD = { width: 210, height: 112, left: 50, right: 8, top: 8, bottom: 24 };
 const BOARD_FRESH = { update: 0, struck: [], asked: [], chosen: "", guesses: [], given_up: false };
@@ -18,31 +18,14 @@ function boardScale({ run, least, most }) {
   };
 }
 
-/** A line through the finite numbers, broken where one is not. */
-function boardPath(list, { x, y }) {
-  let pen = "M";
-  return list.map((value, i) => {
-    if (!Number.isFinite(value)) { pen = "M"; return ""; }
-    const step = `${pen}${x(i).toFixed(1)} ${y(value).toFixed(1)}`;
-    pen = "L";
-    return step;
-  }).join("");
-}
-
-function boardText(x, y, text, anchor) {
-  const element = draw("text", { x, y, "text-anchor": anchor });
-  element.textContent = text;
-  return element;
-}
-
 function boardAxes({ low, high, x, y }, last) {
   const [base, end] = [BOARD.height - BOARD.bottom, BOARD.width - BOARD.right];
   const level = high === low ? [low] : [low, high];
   return [
     draw("path", { class: "bugs-axis", d: `M${BOARD.left} ${BOARD.top}V${base}H${end}` }),
-    ...level.map((value) => boardText(BOARD.left - 7, y(value) + 4, show(value, 2), "end")),
-    boardText(x(0), base + 14, "0", "middle"), boardText(x(last), base + 14, String(last), "end"),
-    boardText((x(0) + x(last)) / 2, base + 14, "update", "middle"),
+    ...level.map((value) => words("", BOARD.left - 7, y(value) + 4, show(value, 2), "end")),
+    words("", x(0), base + 14, "0", "middle"), words("", x(last), base + 14, String(last), "end"),
+    words("", (x(0) + x(last)) / 2, base + 14, "update", "middle"),
   ];
 }
 
@@ -51,11 +34,11 @@ function boardBand({ least, most }, places) {
   const there = [...least, ...most].every(Number.isFinite);
   if (!there) return [];
   const { x, y } = places;
-  const area = `${boardPath(most, places)}${least.map((value, i) => `L${x(i).toFixed(1)} ${y(value).toFixed(1)}`).reverse().join("")}Z`;
+  const area = `${polyline(most, places)}${least.map((value, i) => `L${x(i).toFixed(1)} ${y(value).toFixed(1)}`).reverse().join("")}Z`;
   return [
     draw("path", { class: "bugs-band", d: area }),
     ...least.map((value, i) => draw("line", { class: "bugs-rib", x1: x(i), x2: x(i), y1: y(value), y2: y(most[i]) })),
-    ...[least, most].map((list) => draw("path", { class: "bugs-edge", d: boardPath(list, places) })),
+    ...[least, most].map((list) => draw("path", { class: "bugs-edge", d: polyline(list, places) })),
   ];
 }
 
@@ -68,12 +51,12 @@ class BoardChart {
     const outside = this.run.filter((value, i) => boardSide(value, this.least[i], this.most[i])).length;
     this.dots = this.run.map((value, i) => (Number.isFinite(value)
       ? draw("circle", { class: "bugs-dot", cx: places.x(i), cy: places.y(value), r: 2.5 })
-      : boardText(places.x(i), BOARD.height - BOARD.bottom - 2, "✕", "middle")));
+      : words("", places.x(i), BOARD.height - BOARD.bottom - 2, "✕", "middle")));
     const label = `${name}: outside the healthy runs in ${outside} of ${this.run.length} updates`;
     this.value = make("div", { class: "bugs-value" });
     this.element = make("figure", { class: "bugs-chart" }, make("figcaption", { text: name }),
       draw("svg", { viewBox: `0 0 ${BOARD.width} ${BOARD.height}`, role: "img", "aria-label": label },
-        ...boardBand(this, places), ...boardAxes(places, last), draw("path", { class: "bugs-run", d: boardPath(this.run, places) }), ...this.dots),
+        ...boardBand(this, places), ...boardAxes(places, last), draw("path", { class: "bugs-run", d: polyline(this.run, places) }), ...this.dots),
       this.value);
   }
 

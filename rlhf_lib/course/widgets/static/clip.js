@@ -1,5 +1,5 @@
 // Lesson 05's instrument. Points are drawn as one path a region: thousands of them cost no more than a few.
-import { draw, fill, instrument, make, numbers, show, slider, spoken, write } from "./base.js";
+import { draw, fill, instrument, make, numbers, show, slider, spoken, words, write } from "./base.js";
 
 const [WIDTH, HEIGHT, LEFT, BOTTOM, EDGE] = [470, 300, 34, 34, 8];
 const CURVES = 330; // width
@@ -39,12 +39,6 @@ function shape(region, x, y) {
   return region === "within" ? `${at}m-2.5 0a2.5 2.5 0 1 0 5 0a2.5 2.5 0 1 0-5 0` : `${at}m-1 0h2`;
 }
 
-const text = (className, x, y, content, anchor = "middle") => {
-  const element = draw("text", { class: className, x, y, "text-anchor": anchor });
-  element.textContent = content;
-  return element;
-};
-
 /** From numbers to places; what lies outside is put on the edge. */
 const scale = (low, high, from, to) => (value) => from + ((Math.min(Math.max(value, low), high) - low) / (high - low)) * (to - from);
 
@@ -72,16 +66,16 @@ class Plane {
     const levels = [-1, 0, 1].map((sign) => sign * Math.floor(this.height));
     this.zone = draw("rect", { class: "clip-zone", y: EDGE, height: HEIGHT - BOTTOM - EDGE });
     this.bounds = [line("clip-bound", 0, EDGE, 0, HEIGHT - BOTTOM), line("clip-bound", 0, EDGE, 0, HEIGHT - BOTTOM)];
-    this.names = [text("clip-name", WIDTH - EDGE, 22, "clipped ✕", "end"), text("clip-name", LEFT + 4, 22, "leads back △", "start"),
-      text("clip-name", LEFT + 4, HEIGHT - BOTTOM - 8, "clipped ✕", "start"), text("clip-name", WIDTH - EDGE, HEIGHT - BOTTOM - 8, "leads back ▽", "end")];
+    this.names = [words("clip-name", WIDTH - EDGE, 22, "clipped ✕", "end"), words("clip-name", LEFT + 4, 22, "leads back △", "start"),
+      words("clip-name", LEFT + 4, HEIGHT - BOTTOM - 8, "clipped ✕", "start"), words("clip-name", WIDTH - EDGE, HEIGHT - BOTTOM - 8, "leads back ▽", "end")];
     this.paths = {};
     this.layer = draw("g");
     this.hand = draw("circle", { class: "clip-hand", r: 7 });
     fill(this.picture, this.zone, ...this.bounds, line("clip-axis", LEFT, this.y(0), WIDTH - EDGE, this.y(0)),
       line("clip-axis", LEFT, EDGE, LEFT, HEIGHT - BOTTOM),
-      ...ticks.map((ratio) => text("clip-tick", this.x(Math.log(ratio)), HEIGHT - BOTTOM + 14, String(ratio))),
-      ...levels.map((level) => text("clip-tick", LEFT - 5, this.y(level) + 4, String(level).replace("-", "−"), "end")),
-      text("clip-tick", WIDTH / 2, HEIGHT - 4, "ratio"), this.layer, ...this.names, this.hand);
+      ...ticks.map((ratio) => words("clip-tick", this.x(Math.log(ratio)), HEIGHT - BOTTOM + 14, String(ratio))),
+      ...levels.map((level) => words("clip-tick", LEFT - 5, this.y(level) + 4, String(level).replace("-", "−"), "end")),
+      words("clip-tick", WIDTH / 2, HEIGHT - 4, "ratio"), this.layer, ...this.names, this.hand);
   }
 
   ratioAt(px) {
@@ -127,10 +121,10 @@ class Curves {
     const ratios = Array.from({ length: 251 }, (_, i) => (i / 250) * FURTHEST);
     const path = (name) => ratios.map((r, i) => `${i ? "L" : "M"}${x(r).toFixed(1)} ${y(surrogate(r, advantage, clip)[name]).toFixed(1)}`).join("");
     const here = surrogate(ratio, advantage, clip);
-    const levels = [-top, 0, top].map((level) => text("clip-tick", LEFT - 4, Math.max(y(level), 12) + 4, show(level, 1), "end"));
+    const levels = [-top, 0, top].map((level) => words("clip-tick", LEFT - 4, Math.max(y(level), 12) + 4, show(level, 1), "end"));
     fill(this.picture, draw("rect", { class: "clip-zone", x: x(1 - clip), width: x(1 + clip) - x(1 - clip), y: EDGE, height: HEIGHT - BOTTOM - EDGE }),
       line("clip-axis", LEFT, y(0), CURVES - EDGE, y(0)), line("clip-axis", LEFT, EDGE, LEFT, HEIGHT - BOTTOM), ...levels,
-      ...[0, 1, 2].map((r) => text("clip-tick", x(r), HEIGHT - BOTTOM + 14, String(r))), text("clip-tick", CURVES / 2, HEIGHT - 4, "ratio"),
+      ...[0, 1, 2].map((r) => words("clip-tick", x(r), HEIGHT - BOTTOM + 14, String(r))), words("clip-tick", CURVES / 2, HEIGHT - 4, "ratio"),
       draw("path", { class: "clip-loss", d: path("loss") }), draw("path", { class: "clip-slope", d: path("slope") }),
       draw("circle", { class: "clip-hand", r: 6, cx: x(ratio), cy: y(here.loss) }),
       draw("rect", { class: "clip-hand", width: 10, height: 10, x: x(ratio) - 5, y: y(here.slope) - 5 }));

@@ -1,5 +1,5 @@
 // Lesson 00's instrument: curves of a run, one update's numbers, and what was written before and after.
-import { button, draw, fill, instrument, make, numbers, show, slider, spoken, write } from "./base.js";
+import { button, draw, fill, instrument, make, numbers, polyline, show, slider, spoken, words, write } from "./base.js";
 
 const [WIDTH, HEIGHT, LEFT, BOTTOM, EDGE] = [270, 128, 42, 18, 8];
 const ASKED = "Asked to stop. Does a cell wait for this run? It hears nothing meanwhile: interrupt the kernel (■), with the same clean end.";
@@ -18,23 +18,6 @@ function scale(lists, total) {
   };
 }
 
-/** A line through the finite numbers, broken where one is not. */
-function path(list, { x, y }) {
-  let pen = "M";
-  return list.map((value, i) => {
-    if (!Number.isFinite(value)) { pen = "M"; return ""; }
-    const step = `${pen}${x(i).toFixed(1)} ${y(value).toFixed(1)}`;
-    pen = "L";
-    return step;
-  }).join("");
-}
-
-const word = (x, y, text, anchor) => {
-  const element = draw("text", { x, y, "text-anchor": anchor });
-  element.textContent = text;
-  return element;
-};
-
 /** The ends of both axes, and a line at 0 where the curve crosses it. */
 function axes({ low, high, x, y }, total) {
   const level = (value) => draw("line", { class: "dashboard-axis", x1: LEFT, x2: WIDTH - EDGE, y1: y(value), y2: y(value) });
@@ -42,14 +25,14 @@ function axes({ low, high, x, y }, total) {
   const updates = total > 1 ? [[0, "start"], [total - 1, "end"]] : [[0, "middle"]];
   return [
     ...ends.map(level), low < 0 && high > 0 ? level(0) : null,
-    ...ends.map((value) => word(LEFT - 4, y(value) + 4, show(value, 2), "end")),
-    ...updates.map(([i, anchor]) => word(x(i), HEIGHT - 4, i === 0 ? "update 0" : String(i), anchor)),
+    ...ends.map((value) => words("", LEFT - 4, y(value) + 4, show(value, 2), "end")),
+    ...updates.map(([i, anchor]) => words("", x(i), HEIGHT - 4, i === 0 ? "update 0" : String(i), anchor)),
   ].filter(Boolean);
 }
 
 /** A sign under each update without a number. */
 const gaps = (lists, { x }) => lists[0].map((_, i) => i).filter((i) => lists.some((list) => !Number.isFinite(list[i])))
-  .map((i) => word(x(i), HEIGHT - BOTTOM + 4, "✕", "middle"));
+  .map((i) => words("", x(i), HEIGHT - BOTTOM + 4, "✕", "middle"));
 
 function mark(kind, cx, cy) {
   return kind === 0 ? draw("circle", { cx, cy, r: 4, class: "dashboard-mark one" })
@@ -101,7 +84,7 @@ class Dashboard {
     const places = scale(lists, total);
     const picture = draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${title}: ${lists[0].length} updates` },
       ...(lists.flat().some(Number.isFinite) ? axes(places, total) : []), ...gaps(lists, places),
-      ...lists.map((list, i) => draw("path", { d: path(list, places), class: `dashboard-line ${i ? "two" : "one"}`, "stroke-dasharray": DASHES[i] })));
+      ...lists.map((list, i) => draw("path", { d: polyline(list, places), class: `dashboard-line ${i ? "two" : "one"}`, "stroke-dasharray": DASHES[i] })));
     const values = names.map(() => make("strong"));
     const legend = names.map((name, i) => make("span", {}, make("span", { class: i ? "two" : "one", "aria-hidden": "true", text: `${SIGNS[i]} ` }),
       make("span", { text: names.length > 1 ? `${name} ` : "" }), values[i]));

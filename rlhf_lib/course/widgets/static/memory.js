@@ -1,5 +1,5 @@
 // Lesson 10's instrument. Python computes the budget (one source of the formulas); the page shows it.
-import { choice, draw, dropdown, fill, instrument, make, spoken, toggle, write } from "./base.js";
+import { choice, draw, dropdown, fill, instrument, make, spoken, toggle, words, write } from "./base.js";
 
 const GIB = 2 ** 30;
 const [BAR_WIDTH, BAR_HEIGHT, BAR_GAP, LABEL_WIDTH, BELOW] = [560, 30, 12, 110, 34];
@@ -28,12 +28,6 @@ function stepper({ label, unit = "", oninput }) {
     },
   };
 }
-
-const words = (className, x, y, content, anchor) => {
-  const element = draw("text", { class: className, x, y, "text-anchor": anchor });
-  element.textContent = content;
-  return element;
-};
 
 /** The next round number of GiB above all that is drawn. */
 function reach(gibs) {
