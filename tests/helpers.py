@@ -10,16 +10,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import jaxtyping
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
 from rlhf_lib.course.exercises.cases import ACTION_INDEXED, STATE_INDEXED, counted, poisoned, ragged_case
+from rlhf_lib.engine import hardware
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-6}
 GAMMA_LAM = [(1.0, 0.95), (0.9, 0.8), (0.95, 0.0), (0.99, 1.0), (0.0, 0.5)]
 
 Case = dict[str, Tensor]
+
+
+def _can_shard() -> bool:
+    try:
+        hardware.refuse_to_shard()
+    except ValueError:
+        return False
+    return True
+
+
+SHARDED = pytest.mark.skipif(not _can_shard(), reason="this version of torch is too old for engine.sharding=fsdp2")
 
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:

@@ -38,10 +38,19 @@ def make_texts(
 def buckets(texts: Texts, rows: int) -> Iterator[Tensor]:
     """Indices of at most `rows` rows each, similar in length: short rows are not padded to the longest of all.
 
-    With several processes there are enough of them for each to have one.
+    Several processes have as many each, see `turns`; with fewer rows than processes, some have none.
     """
-    enough = -(-len(texts.sequence_lengths) // distributed.size())
-    yield from texts.sequence_lengths.argsort(stable=True).split(min(rows, enough))
+    order = texts.sequence_lengths.argsort(stable=True)
+    yield from _pieces(order, rows, min(distributed.size() * turns(len(order), rows), len(order)))
+
+
+def turns(things: int, at_once: int) -> int:
+    """How many micro-batches each process makes of so many things: as many as the others, see `sharding`.
+
+    Where one of them would be empty, there is one less, with one thing more than `at_once` in some.
+    """
+    most = -(-things // distributed.size())
+    return max(1, min(-(-most // at_once), things // distributed.size()))
 
 
 def own_buckets(texts: Texts, rows: int) -> list[Tensor]:
@@ -58,9 +67,16 @@ def own_pairs(texts: Texts, chosen: Tensor, rejected: Tensor, rows: int) -> Iter
     if len(own) == len(chosen) <= rows:
         yield texts, chosen, rejected
         return
-    for some in own.split(rows) if len(own) else ():  # there may be more processes than pairs
+    if not len(own):  # there may be more processes than pairs
+        return
+    for some in _pieces(own, rows, turns(len(chosen), rows)):
         needed, places = torch.cat([chosen[some], rejected[some]]).unique(return_inverse=True)
         yield (micro_batch(texts, texts, needed), *places.split(len(some)))
+
+
+def _pieces(index: Tensor, rows: int, pieces: int) -> tuple[Tensor, ...]:
+    """Alone `rows` at a time; with other processes, so many pieces."""
+    return index.split(rows) if distributed.size() == 1 else index.tensor_split(pieces)
 
 
 def micro_batch(record: Record, texts: Texts, index: Tensor) -> Record:

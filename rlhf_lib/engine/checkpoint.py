@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from . import distributed, sharding
 from .files import DamagedError, brief, flush, naming
 
 FORMAT = 1
@@ -53,17 +54,19 @@ class Checkpoint:
         with torch.no_grad():
             for name, model in models.items():
                 for key, weight in _learning(model):
-                    weight.copy_(self.tensors[f"{name}/{key}"])
-        state: dict[int, dict[str, Tensor]] = {}
+                    weight.copy_(sharding.shared_out_like(self.tensors[f"{name}/{key}"], weight))
+        trained, state = _trained(optimizer), {}
         for key, tensor in self.tensors.items():
             owner, *path = key.split("/")
             if owner == "optimizer":
-                state.setdefault(int(path[0]), {})[path[1]] = tensor
+                place, what = int(path[0]), path[1]
+                moment = tensor if what == "step" else sharding.shared_out_like(tensor, trained[place])
+                state.setdefault(place, {})[what] = moment
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
     def _refuse_misfits(self, models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
         weights = {f"{name}/{key}": weight.shape for name, m in models.items() for key, weight in _learning(m)}
-        trained = [weight for group in optimizer.param_groups for weight in group["params"]]
+        trained = _trained(optimizer)
         known = {str(place) for name in self.tensors if name.startswith("optimizer/") for place in [name.split("/")[1]]}
         moments = {
             f"optimizer/{place}/{key}": torch.Size() if key == "step" else weight.shape
@@ -82,15 +85,18 @@ class Checkpoint:
 def save(
     folder: Path, step: int, models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, facts: dict
 ) -> None:
-    """Write `folder/step-...` atomically, then forget all but the latest two."""
+    """Write `folder/step-...` atomically, then forget all but the latest two. All ask, the main process writes."""
     from safetensors.torch import save_file
 
+    tensors = sharding.gathered(_tensors(models, optimizer))
+    if not distributed.is_main():
+        return
     target, draft = folder / f"step-{step:06d}", folder / ".draft"
     with naming(target):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
-        save_file(_tensors(models, optimizer), draft / TENSORS)
+        save_file(tensors, draft / TENSORS)
         written = {"format": FORMAT, "step": step, "sha256": _digest(draft / TENSORS), "facts": facts}
         (draft / FACTS).write_text(json.dumps(written), encoding="utf-8")
         for path in (draft / TENSORS, draft / FACTS, draft):
@@ -147,6 +153,10 @@ def _tensors(models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) 
     states = optimizer.state_dict()["state"]
     moments = {f"optimizer/{place}/{key}": value for place, state in states.items() for key, value in state.items()}
     return {name: tensor.contiguous() for name, tensor in {**weights, **moments}.items()}
+
+
+def _trained(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
 def _learning(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

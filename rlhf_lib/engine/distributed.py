@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -22,6 +23,18 @@ Shareable = TypeVar("Shareable", Tensor, list)
 
 class LostProcessError(RuntimeError):
     """Another process of the run has ended, so that this one waits for nothing."""
+
+
+@contextmanager
+def loss_named() -> Iterator[None]:
+    """raises LostProcessError in place of what the group says, in here or in a sharded model's own passes."""
+    try:
+        yield
+    except RuntimeError as error:
+        first_line = str(error).partition("\n")[0]
+        if not isinstance(error, distributed.DistError) and "gloo" not in first_line:
+            raise
+        raise LostProcessError(f"process {rank()} of {size()} has lost the others ({first_line[:120]})") from None
 
 
 def begin(device: torch.device = torch.device("cpu")) -> None:
@@ -67,7 +80,7 @@ def add_up(x: Tensor) -> Tensor:
     if size() == 1:
         return x
     summed = x.int() if x.dtype == torch.bool else x.clone()
-    _reached(distributed.all_reduce, summed)
+    distributed.all_reduce(summed)
     return summed.bool() if x.dtype == torch.bool else summed
 
 
@@ -94,21 +107,20 @@ def of_all_processes(numbers: dict[str, float], *, largest: Collection[str]) -> 
 
 def add_up_gradients(weights: Iterable[Tensor]) -> None:
     """Put into each weight's gradient the sum over processes; one that no process has stays away."""
-    if size() == 1:
+    if size() == 1 or not (weights := list(weights)):
         return
-    weights = list(weights)
     has = add_up(torch.tensor([weight.grad is not None for weight in weights]))
     wanted = [weight for weight, some in zip(weights, has.tolist(), strict=True) if some]
     for weight in wanted:
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
-        _reached(distributed.all_reduce, weight.grad)
+        distributed.all_reduce(weight.grad)
 
 
 def wait_for_all() -> None:
     """Go on when every process has come this far: what the main one has written is there."""
     if size() > 1:
-        _reached(distributed.barrier)
+        distributed.barrier()
 
 
 def _several() -> bool:
@@ -132,16 +144,7 @@ def _among(part: Tensor, own: Tensor, rows: int) -> Tensor:
     return whole
 
 
-def _reached(operation, *arguments: object) -> None:
-    try:
-        operation(*arguments)
-    except RuntimeError as error:
-        raise LostProcessError(
-            f"process {rank()} of {size()} has lost the others ({str(error).splitlines()[0][:120]})"
-        ) from None
-
-
 __all__ = [
     "LostProcessError", "add_up", "add_up_gradients", "any_process", "begin", "combine", "is_main",
-    "of_all_processes", "own_share", "rank", "size", "total", "wait_for_all",
+    "loss_named", "of_all_processes", "own_share", "rank", "size", "total", "wait_for_all",
 ]  # fmt: skip

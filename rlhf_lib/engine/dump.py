@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from .files import DamagedError, brief, naming
 from .optimiser import NonFiniteError
+from .sharding import own_part
 
 TENSORS, FACTS = "tensors.safetensors", "dump.json"
 
@@ -108,7 +109,7 @@ def _weights(models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    return [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    return [name for name, tensor in tensors.items() if not torch.isfinite(own_part(tensor)).all()]
 
 
 def _table(tensors: Mapping[str, Tensor]) -> dict[str, dict]:
@@ -119,7 +120,7 @@ def _table(tensors: Mapping[str, Tensor]) -> dict[str, dict]:
             "not_finite": "" if torch.isfinite(tensor.norm()) else _count(tensor),
             "largest": float(torch.where(torch.isfinite(tensor), tensor, 0).abs().max()),
         }
-        for name, tensor in ((name, tensor.detach()) for name, tensor in tensors.items())
+        for name, tensor in ((name, own_part(tensor.detach())) for name, tensor in tensors.items())
     }
 
 

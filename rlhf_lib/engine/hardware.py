@@ -76,5 +76,13 @@ def refuse_to_compile(device: torch.device) -> None:
         ) from None
 
 
+def refuse_to_shard() -> None:
+    """raises ValueError if this version of torch cannot share out models so that gloo adds up their gradients."""
+    from torch.distributed import fsdp
+
+    if not hasattr(getattr(fsdp, "FSDPModule", None), "set_force_sum_reduction_for_comms"):
+        raise ValueError(f"torch {torch.__version__} is too old for it: update torch, or leave it at none")
+
+
 def _cpu_was_asked_for() -> bool:
     return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")

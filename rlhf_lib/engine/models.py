@@ -24,6 +24,7 @@ from ..maths.records import Texts
 from ..maths.shapes import ActionMask, PerAction, PerRow, PerState, Tokens
 from .fused import chosen_log_probs
 from .loading import load_model
+from .sharding import passes_through
 
 States, Actions, PerChoice = Float[Tensor, "N D"], Int[Tensor, "N"], Float[Tensor, "N"]
 LOGITS_AT_ONCE = 2**22  # numbers in one block of logits: 16 MiB in float32
@@ -115,6 +116,7 @@ def no_entropy(logits: Tensor) -> Tensor:
     return logits.new_zeros(logits.shape[:-1])
 
 
+@passes_through
 def score_actions(
     model: nn.Module,
     tokens: Tokens,
@@ -183,6 +185,7 @@ def score_actions_from_logits(
     return log_probs, keep(entropy(acting_states(logits)), action_mask)
 
 
+@passes_through
 def state_values(critic: nn.Module, tokens: Tokens) -> PerState:
     """What a sequence-classification model says in every state, less its `reward_offset`, in reward units."""
     offset = getattr(critic.config, "reward_offset", 0.0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import distributed, loss_scaling
+from .sharding import is_sharded, own_part, put_together
 
 OVERFLOW = "gradients overflow in float16 however small the loss is scaled: take bfloat16 or float32"
 
@@ -42,14 +43,15 @@ def step(optimizer: torch.optim.Optimizer, *, max_grad_norm: float | None) -> li
     Where losses are scaled, a step whose gradients overflow is left out: its norms are not finite.
     raises  NonFiniteError before anything is changed
     """
-    distributed.add_up_gradients(weight for group in optimizer.param_groups for weight in group["params"])
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    distributed.add_up_gradients(weight for weight in weights if not is_sharded(weight))  # of the others it is done
     loss_scaling.unscale(optimizer)
     norms = []
     for group in optimizer.param_groups:
         norm = nn.utils.get_total_norm([weight.grad for weight in group["params"] if weight.grad is not None])
         if max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(group["params"], max_grad_norm, norm)
-        norms.append(float(norm))
+        norms.append(float(put_together(norm)))
     if loss_scaling.is_scaled(optimizer):
         if not loss_scaling.step_if_finite(optimizer):
             raise NonFiniteError(OVERFLOW, {}, _take_gradients(optimizer))
@@ -91,7 +93,7 @@ def backward(name: str, loss: Tensor, optimizer: torch.optim.Optimizer, evidence
     if loss_scaling.is_scaled(optimizer):
         return  # `step` looks at the gradients: they may overflow
     gradients = [w.grad for group in optimizer.param_groups for w in group["params"] if w.grad is not None]
-    if not torch.isfinite(torch.stack([gradient.norm() for gradient in gradients])).all():
+    if not torch.isfinite(torch.stack([own_part(gradient).norm() for gradient in gradients])).all():
         raise NonFiniteError(f"the gradient of {name} is not finite", found, _take_gradients(optimizer))
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .allocator import give_back_what_is_freed
 from .compiled import compile_layers
 from .frozen_trunk import FrozenTrunk
-from .models import run_layers_again
+from .models import layers_of, run_layers_again
 from .precision import in_precision
+from .sharding import shard
 
 
 def prepare(
@@ -23,3 +25,17 @@ def prepare(
     if gradient_checkpointing:
         model = run_layers_again(model)
     return trunk.adopt(model) if trunk else model
+
+
+def share_out(*models: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """From now on each process keeps its part of these models and, if they are trained, of what their optimiser knows.
+
+    optimizer  before its first step; it goes on with the parts in place of the whole weights
+    """
+    named = {weight: (model, name) for model in models for name, weight in model.named_parameters()}
+    for model in models:
+        shard(model, layers_of(model))
+    for group in optimizer.param_groups if optimizer else ():
+        group["params"] = [model.get_parameter(name) for model, name in map(named.get, group["params"])]
+    del named  # the whole weights
+    give_back_what_is_freed()

@@ -11,7 +11,7 @@ from ..maths.alignment import action_mask_from_lengths, actions_of
 from ..maths.masking import mask_from_lengths
 from ..maths.records import Samples
 from ..maths.shapes import Lengths, Tokens
-from . import distributed
+from . import distributed, sharding
 
 DROP_WHEN = 0.25  # copying the cache costs about as much as a step: do it when this share of its rows has ended
 
@@ -47,13 +47,14 @@ def sample(
     returns      `Samples`, right-padded; sampler_log_probs are the sampler's own, to be compared with a forward pass
     """
     own = distributed.own_share(torch.arange(len(prompts), device=prompts.device))
-    written = [
-        _write(
-            model, prompts[rows], prompt_lengths[rows], uniforms[rows.cpu()],
-            temperature=temperature, eos_token_id=eos_token_id, pad_token_id=pad_token_id,
-        )
-        for rows in own.split(getattr(model, "sampled_at_once", len(prompts)))
-    ]  # fmt: skip
+    with sharding.whole(model):
+        written = [
+            _write(
+                model, prompts[rows], prompt_lengths[rows], uniforms[rows.cpu()],
+                temperature=temperature, eos_token_id=eos_token_id, pad_token_id=pad_token_id,
+            )
+            for rows in own.split(getattr(model, "sampled_at_once", len(prompts)))
+        ]  # fmt: skip
     whole = distributed.combine(own, len(prompts), *map(torch.cat, zip(*written, strict=True)))
     return _right_padded(prompts, prompt_lengths, *whole, pad_token_id)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..engine import hardware
+from ..engine import distributed, hardware
 from ..engine.lean import why_no_config_of_lean
 from ..engine.loading import load_config
 from .errors import SettingsError
@@ -16,9 +16,17 @@ from .settings import Settings
 # What `accelerate launch` says of its own settings, by the variable in which it says so: nothing of it may be ignored
 MIXED_PRECISION = {"bf16": "bfloat16", "fp16": "float16", "fp8": "float8"}
 NOT_OURS = {
-    "ACCELERATE_USE_FSDP": "FSDP, and every process of a run holds whole models",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed, and a run has an optimiser of its own",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed, and a run has an optimiser of its own, in parts with engine.sharding=fsdp2",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM, and a run takes models of Transformers as they are",
+}
+FSDP2 = {  # what engine.sharding=fsdp2 is in these words; what is not said is not asked for
+    "FSDP_VERSION": "2",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_AUTO_WRAP_POLICY": "transformer_based_wrap",
+    "FSDP_OFFLOAD_PARAMS": "false",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    "FSDP_STATE_DICT_TYPE": "full_state_dict",
+    "FSDP_ACTIVATION_CHECKPOINTING": "false",
 }
 
 
@@ -36,6 +44,7 @@ def refuse_impossible(settings: Settings) -> None:
     for reason, holds in _contradictions(settings).items():
         if holds:
             raise SettingsError(f"{reason}: change one of the two")
+    _refuse_idle_processes(settings)
     engine, device = settings.engine, device_of(settings)
     checks = {
         f"engine.precision={engine.precision}": lambda: hardware.refuse_precision(engine.precision, device),
@@ -43,12 +52,28 @@ def refuse_impossible(settings: Settings) -> None:
             engine.attention, engine.precision, device
         ),
         "engine.compile=true": lambda: engine.compile and hardware.refuse_to_compile(device),
+        f"engine.sharding={engine.sharding}": lambda: engine.sharding == "fsdp2" and hardware.refuse_to_shard(),
     }
     for setting, check in checks.items():
         try:
             check()
         except ValueError as error:
             raise SettingsError(f"{setting}: {error}") from None
+
+
+def _refuse_idle_processes(settings: Settings) -> None:
+    """Whoever holds a part of a model takes part in each of its passes, with a row at least."""
+    rows = {
+        "sft.batch_size": settings.sft.batch_size,
+        "reward_model.posts_per_batch": settings.reward_model.posts_per_batch,
+        "ppo.batch_size / ppo.minibatches": settings.ppo.batch_size // settings.ppo.minibatches,
+    }
+    for name, count in rows.items():
+        if settings.engine.sharding != "none" and count < distributed.size():
+            raise SettingsError(
+                f"{name} = {count} is too few for {distributed.size()} processes with "
+                f"engine.sharding={settings.engine.sharding}: raise it, or start fewer processes"
+            )
 
 
 def refuse_lean_elsewhere(settings: Settings, base_folder: str | Path) -> None:
@@ -73,8 +98,28 @@ def refuse_other_launch(settings: Settings) -> None:
             "engine.compile=true, and leave --dynamo_backend out"
         )
     for variable, what in NOT_OURS.items():
-        if os.environ.get(variable, "false").lower() in ("1", "true", "yes"):
+        if _is_on(variable):
             raise SettingsError(f"accelerate launch asks for {what}: start it as docs/processes.md says")
+    if _is_on("ACCELERATE_USE_FSDP"):
+        _refuse_other_fsdp(settings)
+
+
+def _refuse_other_fsdp(settings: Settings) -> None:
+    if settings.engine.sharding != "fsdp2":
+        raise SettingsError(
+            f"accelerate launch asks for FSDP, but engine.sharding={settings.engine.sharding}: say it with --set "
+            "engine.sharding=fsdp2 as well, or take configs/accelerate/ddp.yaml"
+        )
+    for variable, ours in FSDP2.items():
+        if (asked := os.environ.get(variable, ours).lower()) != ours:
+            raise SettingsError(
+                f"accelerate launch asks for {variable.lower()}={asked}, and a run has {ours}: take "
+                "configs/accelerate/fsdp2.yaml"
+            )
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("1", "true", "yes")
 
 
 def _contradictions(settings: Settings) -> dict[str, bool]:
@@ -93,4 +138,8 @@ def _contradictions(settings: Settings) -> dict[str, bool]:
         and engine.gradient_checkpointing,
         f"ppo.skip_unread=true does not go with engine.compile=true: {hooks} has been compiled": ppo.skip_unread
         and engine.compile,
+        "ppo.lean=true does not go with engine.sharding=fsdp2: it does not run the model's own layers": ppo.lean
+        and engine.sharding != "none",
+        "world.trainable_layers does not go with engine.sharding=fsdp2: all models share the layers below":
+        settings.world.trainable_layers is not None and engine.sharding != "none",
     }  # fmt: skip

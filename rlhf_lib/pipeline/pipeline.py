@@ -125,7 +125,8 @@ def refuse_to_overwrite(run: Run, stages: Sequence[str]) -> None:
 def loss_explained(run: Run, stage: str) -> Iterator[None]:
     """What to do when one of several processes has ended and the others cannot go on."""
     try:
-        yield
+        with distributed.loss_named():
+            yield
     except distributed.LostProcessError as error:
         raise TrainingError(
             f"stage {stage}: {error}; another process was killed, or failed and says why above. Nothing that was saved "

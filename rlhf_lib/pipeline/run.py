@@ -15,13 +15,13 @@ from torch import nn
 
 from ..algorithms.parts import Parts
 from ..algorithms.step_zero import StepZeroError
-from ..engine import checkpoint, distributed, dump, loss_scaling, models
+from ..engine import checkpoint, distributed, dump, loss_scaling, models, sharding
 from ..engine.files import brief, naming
 from ..engine.frozen_trunk import FrozenTrunk
 from ..engine.hardware import Placeable, placed
 from ..engine.interrupt import graceful_stop
 from ..engine.optimiser import NonFiniteError
-from ..engine.preparation import prepare
+from ..engine.preparation import prepare, share_out
 from ..engine.run_folder import RunFolder, read_lines
 from ..engine.tensorboard import mirrored
 from ..worlds.layout import QUERY_END
@@ -78,6 +78,11 @@ class Run:
         """A record of tensors on the device of this run's models."""
         return placed(record, self.device)
 
+    def share_out(self, *models: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Leave this process its part of the models, where the settings say so and there are others for the rest."""
+        if self.settings.engine.sharding == "fsdp2" and distributed.size() > 1:
+            share_out(*models, optimizer=optimizer)
+
     @cached_property
     def device(self) -> torch.device:
         return device_of(self.settings)
@@ -104,6 +109,7 @@ class Run:
         """
         if self.settings.engine.precision == "float16":
             loss_scaling.scale_losses(optimizer, self.device)
+        self.share_out(*trained.values(), optimizer=optimizer)
         start = self._restore(stage, trained, optimizer)
         distributed.wait_for_all()  # before the main process saves what comes after it
         reported = ({**row, **loss_scaling.report(optimizer)} for row in steps(start))
@@ -115,8 +121,8 @@ class Run:
         with graceful_stop() as stop, closing(shown), self._explained(stage, trained):
             for done, _ in enumerate(shown, start + 1):
                 stopping = distributed.any_process(stop.requested)
-                due = time.monotonic() - last_saved >= self.checkpoint_seconds or done == total or stopping
-                if due and distributed.is_main():
+                late = distributed.any_process(time.monotonic() - last_saved >= self.checkpoint_seconds)
+                if late or done == total or stopping:
                     dump.refuse_non_finite(trained)
                     logs = {"metrics_bytes": self.out.flush("metrics.jsonl")}
                     facts = {**logs, "loss_scaling": loss_scaling.state_of(optimizer)}
@@ -164,12 +170,13 @@ class Run:
 
     def save(self, name: str, model: nn.Module) -> None:
         """A folder that plain `from_pretrained` loads, tokenizer included; it appears when it is complete."""
+        weights = sharding.gathered(model.state_dict(keep_vars=True))
         if not distributed.is_main():
             return
         draft = self.out / f".{name}.draft"
         with naming(self.out / name):
             shutil.rmtree(draft, ignore_errors=True)
-            model.save_pretrained(draft)
+            model.save_pretrained(draft, state_dict=weights)
             self.world.tokenizer.save_pretrained(draft)
             shutil.rmtree(self.out / name, ignore_errors=True)
             draft.rename(self.out / name)

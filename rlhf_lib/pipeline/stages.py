@@ -71,6 +71,7 @@ def run_ppo(run: Run) -> dict:
     config = run.settings.ppo
     prompts = PromptStream(run.world, "ppo", batch_size=config.batch_size, updates=config.updates)
     state = ppo_state(run, judge=prompts.judge)
+    run.share_out(state.reference, state.reward_model)
 
     def steps(done: int) -> Iterator[dict]:
         state.update = done

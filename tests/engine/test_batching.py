@@ -5,7 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_lib.engine.batching import buckets, in_micro_batches, make_texts, micro_batch, pad_rows
+from rlhf_lib.engine import distributed
+from rlhf_lib.engine.batching import (
+    buckets,
+    in_micro_batches,
+    make_texts,
+    micro_batch,
+    own_buckets,
+    own_pairs,
+    pad_rows,
+)
 from rlhf_lib.maths.alignment import action_mask_from_lengths
 from rlhf_lib.maths.masking import mask_from_lengths
 from rlhf_lib.maths.records import Targets
@@ -60,6 +69,29 @@ def test_buckets_cover_each_row_once(lengths, rows):
     assert sorted(order.tolist()) == list(range(len(lengths)))
     assert all(0 < len(index) <= rows for index in found)
     assert texts.sequence_lengths[order].diff().ge(0).all()
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_processes_make_equally_many_micro_batches(monkeypatch, processes):
+    """Rejects shares as they fall: of three micro-batches one process would make two, and wait for the other one.
+
+    And rows or pairs that are left out or dealt out twice, and micro-batches of two rows too many.
+    """
+    monkeypatch.setattr(distributed, "size", lambda: processes)
+    for rows in range(processes, 14):
+        texts, pairs = texts_of([(1, 2)] * rows), torch.arange(rows)
+        for at_once in range(1, 6):
+            buckets_of, pairs_of = [], []
+            for rank in range(processes):
+                monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+                buckets_of.append(own_buckets(texts, at_once))
+                pairs_of.append([part.tokens[a] for part, a, _ in own_pairs(texts, pairs, pairs.flip(0), at_once)])
+            assert len({len(own) for own in buckets_of}) == len({len(own) for own in pairs_of}) == 1
+            dealt = torch.cat([index for own in buckets_of for index in own])
+            assert sorted(dealt.tolist()) == list(range(rows))
+            chosen = torch.cat([tokens for own in pairs_of for tokens in own])
+            assert chosen.equal(texts.tokens)
+            assert all(0 < len(part) <= at_once + 1 for own in buckets_of + pairs_of for part in own)
 
 
 def test_short_rows_meet_no_long_padding():

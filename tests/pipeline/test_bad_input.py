@@ -17,12 +17,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from rlhf_lib import cli
-from rlhf_lib.engine import checkpoint
-from rlhf_lib.pipeline.machine import refuse_other_launch
+from rlhf_lib.engine import checkpoint, distributed
+from rlhf_lib.pipeline.errors import SettingsError
+from rlhf_lib.pipeline.machine import refuse_impossible, refuse_other_launch
 from rlhf_lib.pipeline.settings import load_settings
 from rlhf_lib.worlds.tiny_tldr.world import TinyTLDR
 from tests.pipeline.runs import SMALL
@@ -89,12 +91,18 @@ REQUESTS = {
     "a kernel for GPUs": ("--set engine.device=cpu --set engine.attention=flash_attention_2", "runs on a GPU alone"),
     **{
         f"lean and {change}": (f"--set ppo.lean=true --set engine.{change}", "ppo.lean=true")
-        for change in ("precision=bfloat16", "attention=eager", "gradient_checkpointing=true", "compile=true")
+        for change in [f"{name}=true" for name in ("gradient_checkpointing", "compile")]
+        + ["precision=bfloat16", "attention=eager", "sharding=fsdp2"]
     },
     **{
         f"skip_unread and {change}": (f"--set ppo.skip_unread=true --set engine.{change}=true", f"engine.{change}=true")
         for change in ("gradient_checkpointing", "compile")
     },
+    "parts of what is shared": (
+        "--set world.trainable_layers=1 --set engine.sharding=fsdp2",
+        "world.trainable_layers does not go with engine.sharding=fsdp2",
+    ),
+    "no such sharding": ("--set engine.sharding=zero3", "sharding must be none or fsdp2"),
     "longer than the context": ("--set ppo.response_length=72", "ppo.response_length=72 is too long"),
     "too few pairs": ("--set preferences.posts=3 --set reward_model.posts_per_batch=4", "preferences.posts=3 gives"),
     "never a checkpoint": ("--checkpoint-seconds nan", "--checkpoint-seconds nan"),
@@ -116,7 +124,7 @@ LAUNCHES = {
     "bf16": ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "asks for bfloat16, but engine.precision=float32"),
     "fp16": ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "asks for float16, but engine.precision=float32"),
     "compiler": ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "asks for torch.compile (inductor)"),
-    "FSDP": ({"ACCELERATE_USE_FSDP": "true"}, "asks for FSDP"),
+    "FSDP": ({"ACCELERATE_USE_FSDP": "true"}, "asks for FSDP, but engine.sharding=none"),
     "DeepSpeed": ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DeepSpeed"),
 }
 
@@ -138,6 +146,31 @@ def test_a_launcher_that_agrees(monkeypatch):
         for name, value in {**defaults, "ACCELERATE_MIXED_PRECISION": launch}.items():
             monkeypatch.setenv(name, value)
         refuse_other_launch(load_settings("tiny", [f"engine.precision={precision}"]))
+
+
+def test_a_launcher_that_knows_the_parts(monkeypatch):
+    """Rejects a configs/accelerate/fsdp2.yaml that a run refuses, and one value of it that a run would ignore."""
+    text = Path("configs/accelerate/fsdp2.yaml").read_text(encoding="utf-8")
+    asked = {name.upper(): str(value).lower() for name, value in yaml.safe_load(text)["fsdp_config"].items()}
+    settings = load_settings("tiny", ["engine.sharding=fsdp2"])
+    for name, value in {**asked, "ACCELERATE_USE_FSDP": "true"}.items():
+        monkeypatch.setenv(name, value)
+    refuse_other_launch(settings)
+    asked.pop("FSDP_SYNC_MODULE_STATES")  # of FSDP1 alone
+    for name in asked:
+        with monkeypatch.context() as other:
+            other.setenv(name, "another")
+            with pytest.raises(SettingsError, match=f"{name.lower()}=another"):
+                refuse_other_launch(settings)
+
+
+@pytest.mark.parametrize("change", ["sft.batch_size=3", "reward_model.posts_per_batch=3", "ppo.minibatches=64"])
+def test_more_processes_than_rows(monkeypatch, change):
+    """Rejects a run in parts that would wait for ever for a process without a row; ppo.batch_size is 128."""
+    monkeypatch.setattr(distributed, "size", lambda: 4)
+    refuse_impossible(load_settings("tiny", [change]))
+    with pytest.raises(SettingsError, match="too few for 4 processes"):
+        refuse_impossible(load_settings("tiny", [change, "engine.sharding=fsdp2"]))
 
 
 # --------------------------------------------------------------------------------------------- the folder to write to

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_lib.engine.run_folder import read_lines
+from tests.helpers import SHARDED
 
 SMALL = [
     f"--set={change}"
@@ -64,13 +65,16 @@ def numbers(folder: Path) -> list[dict]:
     ]
 
 
-def test_a_killed_process_and_a_run_that_goes_on(alone, tmp_path):
+@pytest.mark.parametrize(("sharding", "then"), [("none", 2), pytest.param("fsdp2", 1, marks=SHARDED)])
+def test_a_killed_process_and_a_run_that_goes_on(alone, tmp_path, sharding, then):
     """Rejects a process that waits for ever for one that is gone, and a run of two that is another run.
 
-    The one that is left says what to do, in one line; after that both go on from the checkpoint and end with the
-    texts of a single process, and with its metrics up to the order of sums.
+    The one that is left says what to do, in one line; after that `then` processes go on from the checkpoint and end
+    with the texts of a single process, and with its metrics up to the order of sums. Sharded, this rejects a checkpoint
+    of parts that one process alone cannot put together.
     """
-    first, second = start(tmp_path, 2)
+    sharded = f"--set=engine.sharding={sharding}"
+    first, second = start(tmp_path, 2, sharded)
     deadline = time.monotonic() + PATIENCE
     checkpoints = tmp_path / "checkpoints" / "ppo"
     while not (checkpoints.exists() and any(checkpoints.glob("step-*"))) and time.monotonic() < deadline:
@@ -81,7 +85,7 @@ def test_a_killed_process_and_a_run_that_goes_on(alone, tmp_path):
     assert first.returncode == 1
     last = complaint.strip().splitlines()[-1]
     assert "has lost the others" in last and "--resume" in last and str(tmp_path) in last, complaint
-    finish(tmp_path, 2, "--resume")
+    finish(tmp_path, then, sharded, "--resume")
     assert texts(tmp_path) == texts(alone)
     assert len(numbers(tmp_path)) == len(numbers(alone))
     for found, expected in zip(numbers(tmp_path), numbers(alone), strict=True):

@@ -11,7 +11,9 @@ from rlhf_lib.pipeline.settings import PRESETS, change, from_json, keys, load_se
 TINY = PRESETS["tiny"]
 KEYS = keys(TINY)
 TEXTS = ["world.name", "world.model", "data.references", "data.preferences"]
-CHOICES = {"engine.device": "cpu", "engine.precision": "bfloat16", "engine.attention": "eager"}
+CHOICES = {
+    "engine.device": "cpu", "engine.precision": "bfloat16", "engine.attention": "eager", "engine.sharding": "fsdp2"
+}  # fmt: skip
 NUMBERS = [key for key in KEYS if not isinstance(value_of(TINY, key), bool) and key not in TEXTS and key not in CHOICES]
 WHOLE = [key for key in NUMBERS if isinstance(value_of(TINY, key), int)]
 MAY_BE_ZERO = {
