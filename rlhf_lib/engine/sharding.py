@@ -101,5 +101,5 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for tensor in tensors.values():
         if id(tensor) not in found:
             complete = tensor.full_tensor().cpu() if is_sharded(tensor) else tensor
-            found[id(tensor)] = complete if distributed.is_main() else torch.empty(0)
+            found[id(tensor)] = complete.detach() if distributed.is_main() else torch.empty(0)
     return {name: found[id(tensor)] for name, tensor in tensors.items()} if distributed.is_main() else {}
