@@ -13,6 +13,7 @@ class PPOConfig:
 
     updates: int = 30  # rollouts; N+ makes about 1950 of 512
     batch_size: int = 128  # episodes a rollout; N+ 512
+    samples_per_prompt: int = 1  # episodes of one prompt in a rollout, N+; more spare reading prompts
     minibatches: int = 1  # a rollout and epoch, N+
     epochs: int = 4  # passes over a rollout, N+
     micro_batch_size: int = 32  # rows in memory at once; changes no result
@@ -33,13 +34,14 @@ class PPOConfig:
     score_without_eos: float = -1.0  # reward units, instead of the reward model's score, N+
 
     def __post_init__(self):
-        whole = ("updates", "batch_size", "minibatches", "epochs", "micro_batch_size", "response_length")
-        bounds.at_least(1, self, *whole)
+        whole = ("updates", "batch_size", "samples_per_prompt", "minibatches", "epochs", "micro_batch_size")
+        bounds.at_least(1, self, *whole, "response_length")
         bounds.above_zero(self, "temperature", "learning_rate", "adam_eps", "clip", "value_clip", "max_grad_norm")
         bounds.at_least(0, self, "kl_coef", "value_coef", "entropy_coef")
         bounds.share(self, "gamma", "lam")
         bounds.finite(self, "score_without_eos")
         bounds.divides(self, "batch_size", "minibatches")
+        bounds.divides(self, "batch_size", "samples_per_prompt")
         if self.skip_unread and self.lean:
             raise ValueError("skip_unread and lean do not go together: lean skips that as well, leave it alone")
 

@@ -80,6 +80,10 @@ REQUESTS = {
         "--set ppo.batch_size=10 --set ppo.minibatches=3",
         "batch_size=10 does not divide by minibatches=3",
     ),
+    "prompts that do not divide a batch": (
+        "--set ppo.batch_size=10 --set ppo.samples_per_prompt=4",
+        "batch_size=10 does not divide by samples_per_prompt=4",
+    ),
     "two that exclude each other": (
         "--set ppo.lean=true --set ppo.skip_unread=true",
         "skip_unread and lean do not go together",
