@@ -2,16 +2,19 @@
 
 The lower layers of policy, reference, value and reward model are the same modules, down to the embeddings. What they
 make of a text is remembered: a text is read once, however many models and epochs look at it, and only the top layers
-run again. Texts with the same prompt share its reading, and so does the sampler that wrote them. A row's states depend
-on its tokens alone, bit for bit: each row goes through the trunk by itself, in two pieces that its tokens decide, so
-that neither batches nor resuming change a result.
+run again. Texts with the same prompt share its reading, and so does the sampler that wrote them.
+
+A row's states depend on its tokens, and in their last bits on the texts below the same prompt that are read with it,
+but on nothing else in its batch: a prompt goes through the trunk by itself, then the texts below it side by side. They
+are read at the cost of one, for it is the weights that take the time; and as all texts of a prompt are met together,
+first or again, neither batches nor resuming change a result.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -74,7 +77,9 @@ class FrozenTrunk:
 
     def states(self, tokens: Tokens) -> Tensor:
         """[B, T, D] before the top layers; 0 at padding."""
-        states = pad_sequence([self.reading(row).states for row in self.rows(tokens)], batch_first=True)
+        rows = self.rows(tokens)
+        found = self.readings(rows)
+        states = pad_sequence([found[row].states for row in rows], batch_first=True)
         return nn.functional.pad(states, (0, 0, 0, tokens.shape[1] - states.shape[1]))
 
     def rows(self, tokens: Tokens) -> list[Row]:
@@ -84,21 +89,33 @@ class FrozenTrunk:
     def __deepcopy__(self, memo: dict) -> FrozenTrunk:
         return self
 
-    @torch.no_grad()
     def reading(self, row: Row) -> Reading:
-        """Of one text, from memory if it is there."""
-        if row not in self.remembered:
-            self._remember(row, self._read(row))
-        self.remembered.move_to_end(row)
-        return self.remembered[row]
+        """Of one text."""
+        return self.readings([row])[row]
 
-    def _read(self, row: Row) -> Reading:
-        prompt = self._prompt_of(row)
-        if prompt == row:
-            return self._go_on(row, Reading(self.body.get_input_embeddings().weight[:0]))
+    @torch.no_grad()
+    def readings(self, rows: Sequence[Row]) -> dict[Row, Reading]:
+        """Of these texts: from memory if they are there; else those below one prompt are read side by side, all anew."""
+        below: defaultdict[Row, list[Row]] = defaultdict(list)
+        for row in dict.fromkeys(rows):
+            below[self._prompt_of(row)].append(row)
+        found: dict[Row, Reading] = {}
+        for prompt, texts in below.items():
+            known = all(row in self.remembered for row in texts)
+            found |= {row: self.remembered[row] for row in texts} if known else self._read(prompt, texts)
+        for row, reading in found.items():
+            self._remember(row, reading)
+        return found
+
+    def _read(self, prompt: Row, texts: Sequence[Row]) -> dict[Row, Reading]:
+        """Of a prompt and the texts below it."""
+        longer = [row for row in texts if row != prompt]
+        if not longer:
+            return {prompt: next(self._go_on([prompt], Reading(self.body.get_input_embeddings().weight[:0])))}
         before = self.reading(prompt)
-        found = self._go_on(row[len(prompt) :], before)
-        return Reading(torch.cat([before.states, found.states]))
+        found = self._go_on([row[len(prompt) :] for row in longer], before)
+        whole = (Reading(torch.cat([before.states, reading.states])) for reading in found)
+        return {prompt: before, **dict(zip(longer, whole, strict=True))}
 
     def _prompt_of(self, row: Row) -> Row:
         """The row up to the end of its prompt, or all of it where it has none or is one."""
@@ -106,18 +123,26 @@ class FrozenTrunk:
         ends = (end for end in range(len(row), size - 1, -1) if row[end - size : end] == self.prompt_end)
         return row[: next(ends, len(row))]
 
-    def _go_on(self, tokens: Row, before: Reading) -> Reading:
-        """The reading of these tokens behind what was read before."""
-        cache = _cache_of(before.keys_and_values)
-        row = torch.tensor([tokens], device=self.body.get_input_embeddings().weight.device)
-        found = type(self.body).forward(self.body, input_ids=row, past_key_values=cache, use_cache=True)
-        keys_and_values = tuple((layer.keys, layer.values) for layer in cache.layers)
-        return Reading(found.last_hidden_state[0], keys_and_values)
+    def _go_on(self, rows: Sequence[Row], before: Reading) -> Iterator[Reading]:
+        """The readings of these tokens behind what was read before; shorter rows are padded on the right."""
+        device = self.body.get_input_embeddings().weight.device
+        tokens = pad_sequence([torch.tensor(row, device=device) for row in rows], batch_first=True)
+        cache = _cache_of(before.keys_and_values, copies=len(rows))
+        states = (
+            type(self.body)
+            .forward(self.body, input_ids=tokens, past_key_values=cache, use_cache=True)
+            .last_hidden_state
+        )
+        for place, row in enumerate(rows):
+            own = slice(place, place + 1)
+            keys_and_values = tuple((layer.keys[own], layer.values[own]) for layer in cache.layers)
+            yield Reading(states[place, : len(row)], keys_and_values)
 
     def _remember(self, row: Row, reading: Reading) -> None:
-        """And forget the oldest that there is no room for."""
+        """As the latest, and forget the oldest that there is no room for."""
+        self.bytes += reading.bytes - (self.remembered[row].bytes if row in self.remembered else 0)
         self.remembered[row] = reading
-        self.bytes += reading.bytes
+        self.remembered.move_to_end(row)
         while self.bytes > REMEMBERED_BYTES:
             self.bytes -= self.remembered.popitem(last=False)[1].bytes
 
@@ -146,13 +171,13 @@ class TrunkDecoder(Decoder):
             self.cache.update(*both, layer)
 
 
-def _cache_of(keys_and_values: Sequence[tuple[Tensor, Tensor]]):
-    """As Hugging Face's models want it; whatever grows in it is new."""
+def _cache_of(keys_and_values: Sequence[tuple[Tensor, Tensor]], *, copies: int = 1):
+    """As Hugging Face's models want it, for so many rows; whatever grows in it is new."""
     from transformers import DynamicCache
 
     cache = DynamicCache()
     for layer, both in enumerate(keys_and_values):
-        cache.update(*both, layer)
+        cache.update(*(numbers.repeat_interleave(copies, 0) for numbers in both), layer)
     return cache
 
 

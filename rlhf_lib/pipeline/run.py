@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..algorithms.parts import Parts
+from ..algorithms.reward_model import Comparisons
 from ..algorithms.step_zero import StepZeroError
 from ..engine import checkpoint, distributed, dump, loss_scaling, models, sharding
 from ..engine.files import brief, naming
@@ -82,6 +83,15 @@ class Run:
         """Leave this process its part of the models, where the settings say so and there are others for the rest."""
         if self.settings.engine.sharding == "fsdp2" and distributed.size() > 1:
             share_out(*models, optimizer=optimizer)
+
+    def read_ahead(self, batch: Comparisons) -> Comparisons:
+        """The same batch, once the trunk that all models share has read its texts, all of a post together.
+
+        Micro-batches may part those of one post, other ones in a resumed run; their last bits must not depend on it.
+        """
+        if self.trunk:
+            self.trunk.readings(self.trunk.rows(batch.texts.tokens))
+        return batch
 
     @cached_property
     def device(self) -> torch.device:

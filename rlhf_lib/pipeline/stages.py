@@ -56,7 +56,7 @@ def run_reward_model(run: Run) -> dict:
 
     def steps(done: int) -> Iterator[dict]:
         state.step = done
-        batches = map(run.placed, preferences.batches(config, seed=seed, start=done))
+        batches = map(run.read_ahead, map(run.placed, preferences.batches(config, seed=seed, start=done)))
         return reward_model.train_reward_model(state, batches, config, run.parts)
 
     run.train("reward_model", {"scorer": scorer}, state.optimizer, steps, config.steps)

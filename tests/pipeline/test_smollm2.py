@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from rlhf_lib.algorithms.parts import Parts
+from rlhf_lib.engine.frozen_trunk import FrozenTrunk
 from rlhf_lib.engine.run_folder import RunFolder, read_lines
 from rlhf_lib.pipeline.pipeline import run_pipeline
 from rlhf_lib.pipeline.run import Run
@@ -17,7 +18,10 @@ from tests.pipeline.runs import SMALL, silent
 from tests.pipeline.test_bad_input import files, refused
 from tests.tiny import tiny_neox
 
-CHANGES = [*SMALL, f"world.model={ASSETS / 'base'}", "preferences.posts=8", "world.sampled_at_once=5"]
+CHANGES = [
+    *SMALL, f"world.model={ASSETS / 'base'}", "preferences.posts=8", "world.sampled_at_once=5",
+    "reward_model.steps=8", "reward_model.micro_batch_size=4", "ppo.samples_per_prompt=4",
+]  # fmt: skip
 
 
 def small_run(out, **rest) -> Run:
@@ -26,13 +30,13 @@ def small_run(out, **rest) -> Run:
     return Run(settings, world_of(settings), folder, folder, Parts(), silent, **rest)
 
 
-def stopped_after(steps: int):
-    """Progress that ends the run in the middle of PPO, as a kill would."""
+def stopped_after(steps: int, of: str):
+    """Progress that ends the run in the middle of a stage, as a kill would."""
 
     def progress(stage, rows, total, done=0):
         for number, row in enumerate(rows, 1):
             yield row
-            if stage == "ppo" and number == steps:
+            if stage == of and number == steps:
                 raise KeyboardInterrupt
 
     return progress
@@ -53,13 +57,33 @@ def test_all_stages_and_resuming(tmp_path):
     assert moved and all(name.startswith(top) for name in moved)
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole" / "value")
 
-    run = small_run(tmp_path / "cut", checkpoint_seconds=0)
-    object.__setattr__(run, "progress", stopped_after(1))
-    with pytest.raises(KeyboardInterrupt):
-        run_pipeline(run)
-    run_pipeline(small_run(tmp_path / "cut", resume=True))
-    for name in ("policy/model.safetensors", "value/model.safetensors", "metrics.jsonl", "samples.jsonl"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    for stage, steps in {"reward_model": 5, "ppo": 1}.items():  # five: in the second pass over the preferences
+        out = tmp_path / f"cut in {stage}"
+        run = small_run(out, checkpoint_seconds=0)
+        object.__setattr__(run, "progress", stopped_after(steps, stage))
+        with pytest.raises(KeyboardInterrupt):
+            run_pipeline(run)
+        run_pipeline(small_run(out, resume=True))
+        for name in ("policy/model.safetensors", "value/model.safetensors", "metrics.jsonl", "samples.jsonl"):
+            assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), (stage, name)
+
+
+def test_texts_of_a_post_are_read_together(tmp_path, monkeypatch):
+    """Rejects texts that are read in the groups that micro-batches make of them, which are others in a resumed run."""
+    groups, read = {}, FrozenTrunk._read
+
+    def watched(trunk, prompt, texts):
+        groups.setdefault(prompt, set()).add(len(texts))
+        return read(trunk, prompt, texts)
+
+    run = small_run(tmp_path)
+    run_pipeline(run, ("sft", "preferences"))
+    monkeypatch.setattr(FrozenTrunk, "_read", watched)
+    run_pipeline(small_run(tmp_path, resume=True), ("sft", "preferences", "reward_model"))
+    rows = read_lines(tmp_path / "preferences.jsonl")
+    prompts = [tuple(ids) for ids in run.world.tokenizer([row["prompt"] for row in rows]).input_ids]
+    different = [len(set(zip(row["summaries"], row["finished"], strict=True))) for row in rows]
+    assert [groups[prompt] - {1} for prompt in prompts] == [{count} - {1} for count in different]
 
 
 def test_lean_on_the_trunk(tmp_path):
