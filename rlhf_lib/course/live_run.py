@@ -97,7 +97,7 @@ class LiveRun:
 
     def _begin(self) -> None:
         config, world = self.config, TinyTLDR(self.seed)
-        self._prompts = PromptStream(world, "ppo", config)
+        self._prompts = PromptStream(world, "ppo", batch_size=config.batch_size, updates=config.updates)
         state = new_state(config, self.parts, seed=self.seed, judge=self._prompts.judge)
         saved = checkpoint.latest(self.folder) if self.folder else None
         if saved is not None:

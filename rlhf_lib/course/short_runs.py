@@ -41,7 +41,7 @@ def short_run(
     parts: Parts = Parts(), config: PPOConfig = SHORT, *, seed: int = 0, open_attention: bool = False
 ) -> Iterator[dict]:
     """The metrics of each update; the same seed gives the same posts, the same randomness and so the same run."""
-    prompts = PromptStream(TinyTLDR(seed), "ppo", config)
+    prompts = PromptStream(TinyTLDR(seed), "ppo", batch_size=config.batch_size, updates=config.updates)
     state = new_state(config, parts, seed=seed, open_attention=open_attention, judge=prompts.judge)
     return ppo.train_ppo(state, prompts.batches(), config, parts)
 

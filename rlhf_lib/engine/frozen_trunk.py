@@ -4,10 +4,9 @@ The lower layers of policy, reference, value and reward model are the same modul
 make of a text is remembered: a text is read once, however many models and epochs look at it, and only the top layers
 run again. Texts with the same prompt share its reading, and so does the sampler that wrote them.
 
-A row's states depend on its tokens, and in their last bits on the texts below the same prompt that are read with it,
-but on nothing else in its batch: a prompt goes through the trunk by itself, then the texts below it side by side. They
-are read at the cost of one, for it is the weights that take the time; and as all texts of a prompt are met together,
-first or again, neither batches nor resuming change a result.
+A prompt goes through the trunk by itself, then the texts below it side by side, since it is the weights that take the
+time. So a row's states depend, in their last bits, on which texts of its prompt are read with it, and on no other row.
+All texts of a prompt are met together, first or again: neither batches nor resuming change a result.
 """
 
 from __future__ import annotations
@@ -89,13 +88,9 @@ class FrozenTrunk:
     def __deepcopy__(self, memo: dict) -> FrozenTrunk:
         return self
 
-    def reading(self, row: Row) -> Reading:
-        """Of one text."""
-        return self.readings([row])[row]
-
     @torch.no_grad()
     def readings(self, rows: Sequence[Row]) -> dict[Row, Reading]:
-        """Of these texts: from memory if they are there; else those below one prompt are read side by side, all anew."""
+        """Of these texts: from memory if they are there; if not, all of one prompt are read side by side."""
         below: defaultdict[Row, list[Row]] = defaultdict(list)
         for row in dict.fromkeys(rows):
             below[self._prompt_of(row)].append(row)
@@ -103,8 +98,7 @@ class FrozenTrunk:
         for prompt, texts in below.items():
             known = all(row in self.remembered for row in texts)
             found |= {row: self.remembered[row] for row in texts} if known else self._read(prompt, texts)
-        for row, reading in found.items():
-            self._remember(row, reading)
+        self._remember(found)
         return found
 
     def _read(self, prompt: Row, texts: Sequence[Row]) -> dict[Row, Reading]:
@@ -112,7 +106,7 @@ class FrozenTrunk:
         longer = [row for row in texts if row != prompt]
         if not longer:
             return {prompt: next(self._go_on([prompt], Reading(self.body.get_input_embeddings().weight[:0])))}
-        before = self.reading(prompt)
+        before = self.readings([prompt])[prompt]
         found = self._go_on([row[len(prompt) :] for row in longer], before)
         whole = (Reading(torch.cat([before.states, reading.states])) for reading in found)
         return {prompt: before, **dict(zip(longer, whole, strict=True))}
@@ -138,11 +132,12 @@ class FrozenTrunk:
             keys_and_values = tuple((layer.keys[own], layer.values[own]) for layer in cache.layers)
             yield Reading(states[place, : len(row)], keys_and_values)
 
-    def _remember(self, row: Row, reading: Reading) -> None:
+    def _remember(self, found: dict[Row, Reading]) -> None:
         """As the latest, and forget the oldest that there is no room for."""
-        self.bytes += reading.bytes - (self.remembered[row].bytes if row in self.remembered else 0)
-        self.remembered[row] = reading
-        self.remembered.move_to_end(row)
+        self.bytes += sum(reading.bytes for row, reading in found.items() if row not in self.remembered)
+        for row, reading in found.items():
+            self.remembered[row] = reading
+            self.remembered.move_to_end(row)
         while self.bytes > REMEMBERED_BYTES:
             self.bytes -= self.remembered.popitem(last=False)[1].bytes
 
@@ -158,7 +153,8 @@ class TrunkDecoder(Decoder):
         if self.cache is not None:
             return super()._forward(tokens)
         prompts = zip(tokens.tolist(), self.mask.sum(1).tolist(), strict=True)
-        readings = [self.trunk.reading(tuple(row[len(row) - length :])) for row, length in prompts]
+        rows = [tuple(row[len(row) - length :]) for row, length in prompts]
+        readings = list(map(self.trunk.readings(rows).get, rows))
         body, self.cache = self.model.base_model, _cache_of(())
         top = _part(body, body.layers[len(self.trunk.body.layers) :])
         output = type(body).forward(

@@ -69,7 +69,10 @@ def run_reward_model(run: Run) -> dict:
 def run_ppo(run: Run) -> dict:
     """Train the SFT policy against the reward model; the critic starts from the reward model's weights."""
     config = run.settings.ppo
-    prompts = PromptStream(run.world, "ppo", config)
+    prompts = PromptStream(
+        run.world, "ppo",
+        batch_size=config.batch_size, updates=config.updates, samples_per_prompt=config.samples_per_prompt,
+    )  # fmt: skip
     state = ppo_state(run, judge=prompts.judge)
     run.share_out(state.reference, state.reward_model)
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..algorithms.ppo_config import PPOConfig
 from ..engine.batching import make_texts, pad_rows
 from ..engine.sampling import sample, uniforms
 from ..maths.records import Prompts, Samples, Texts
@@ -92,17 +91,17 @@ def judge_samples(world: World, posts: Sequence[Post], samples: Samples) -> Iter
 class PromptStream:
     """A split of the world as batches of prompts, and the judge of what a policy makes of the latest batch."""
 
-    def __init__(self, world: World, split: str, config: PPOConfig):
-        self.world, self.split, self.config = world, split, config
+    def __init__(self, world: World, split: str, *, batch_size: int, updates: int, samples_per_prompt: int = 1):
+        self.world, self.split, self.updates = world, split, updates
+        self.posts_per_batch, self.samples_per_prompt = batch_size // samples_per_prompt, samples_per_prompt
         self.posts: Sequence[Post] = ()
 
     def batches(self, *, start: int = 0) -> Iterator[Prompts]:
         """The prompts of updates `start` to the last; each post is met in one update, `samples_per_prompt` times."""
-        each = self.config.samples_per_prompt
-        posts = self.config.batch_size // each
-        for update in range(start, self.config.updates):
-            of_update = self.world.posts(self.split, posts, start=update * posts)
-            self.posts = [post for post in of_update for _ in range(each)]
+        count = self.posts_per_batch
+        for update in range(start, self.updates):
+            posts = self.world.posts(self.split, count, start=update * count)
+            self.posts = [post for post in posts for _ in range(self.samples_per_prompt)]
             yield make_prompts(self.world, self.posts)
 
     def judge(self, samples: Samples) -> Tensor:

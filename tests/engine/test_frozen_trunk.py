@@ -86,7 +86,7 @@ def test_a_text_does_not_depend_on_its_batch():
 def test_a_prompt_is_read_once(make):
     """Rejects texts that start anew behind their prompt (positions, attention), and a prompt that each of them reads.
 
-    The prompts have 5 and 3 tokens. Behind the first, two texts add 3 and 2, side by side; behind the other, one adds 4.
+    The prompts have 5 and 3 tokens. Behind the first, two texts add 3 and 2, side by side; behind the other one adds 4.
     The last ends its prompt later, at 7 tokens, and adds 1.
     """
     tokens, real = texts_of_two_prompts()

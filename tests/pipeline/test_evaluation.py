@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from rlhf_lib.algorithms.ppo_config import PPOConfig
 from rlhf_lib.engine import models
 from rlhf_lib.pipeline.evaluation import by_reward_model, compare_policies, describe, win_rates
 from rlhf_lib.pipeline.texts import PromptStream, Summary, judge_samples, make_prompts, reference_texts, write_summaries
@@ -100,7 +99,7 @@ def test_many_posts_are_written_in_parts(policy, tmp_path):
 
 def test_the_prompts_of_ppo():
     """Rejects posts that are met twice, and a judge who looks at the batch before."""
-    stream = PromptStream(WORLD, "ppo", PPOConfig(batch_size=4, updates=3))
+    stream = PromptStream(WORLD, "ppo", batch_size=4, updates=3)
     posts = WORLD.posts("ppo", 12)
     references = [WORLD.reference(post) for post in posts]
     for update, prompts in enumerate(stream.batches()):
@@ -117,7 +116,7 @@ def test_the_prompts_of_ppo():
 
 def test_several_samples_of_each_prompt():
     """Rejects posts that are left out or met in two updates, other orders, and a judge of the wrong posts."""
-    stream = PromptStream(WORLD, "ppo", PPOConfig(batch_size=6, samples_per_prompt=3, updates=2))
+    stream = PromptStream(WORLD, "ppo", batch_size=6, samples_per_prompt=3, updates=2)
     posts = WORLD.posts("ppo", 4)
     for (first, second), prompts in zip([posts[:2], posts[2:]], stream.batches(), strict=True):
         repeated = [first] * 3 + [second] * 3

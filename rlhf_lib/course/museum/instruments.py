@@ -72,7 +72,7 @@ class Changed:
 def look(case, config: PPOConfig = RUN, *, seed: int = 0) -> Seen:
     """Let the run write and estimate, and score its texts once more as if it trained; nothing is learned."""
     world, parts = TinyTLDR(seed), case.parts()
-    prompts = PromptStream(world, "ppo", config)
+    prompts = PromptStream(world, "ppo", batch_size=config.batch_size, updates=1)
     state = case.start(config, parts, seed=seed)
     rollout = ppo.collect(state, next(prompts.batches()), config, parts)
     rewards = ppo.token_rewards(rollout, config, parts)

@@ -64,7 +64,7 @@ def buggy_run(bug: Bug = HEALTHY, config: PPOConfig = RUN, *, seed: int = 0, upd
 
 def steps(bug: Bug, config: PPOConfig, seed: int) -> Iterator[dict]:
     """The metrics of each update. What the step-zero assertions object to stops nothing."""
-    prompts = PromptStream(TinyTLDR(seed), "ppo", config)
+    prompts = PromptStream(TinyTLDR(seed), "ppo", batch_size=config.batch_size, updates=config.updates)
     parts = bug.parts()
     state = bug.start(config, parts, seed=seed, judge=prompts.judge)
     nothing_is_too_much = {name: (math.inf, where) for name, (_, where) in step_zero.LIMITS.items()}
