@@ -155,7 +155,7 @@ TINY_OVEROPTIMISED = replace(
 )
 
 # A real pretrained model on a CPU: only its top layers learn. Reading a post with the frozen rest costs as much as many
-# of their steps, so eight summaries are written below each: for the preferences, where the noise of readers evens out in
+# of their steps, so eight summaries are written below each: for the preferences, where readers' noise evens out in
 # 28 pairs, and for PPO. Those to compare are written at temperature 1: at 0.7 a third of the pairs are ties.
 # Two layers learned the preferences sooner than four, and at 3e-3 in half as many steps as at 1e-3. The critic starts
 # from scores that are only read at an EOS, and values may move by 5 from what they were: by 0.2 they got nowhere.
