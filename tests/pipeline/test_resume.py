@@ -168,11 +168,12 @@ def test_no_half_a_model(tmp_path, finished, monkeypatch):
     run, before = small_run(out), content(out, MADE_BY["sft"])
     policy = run.policy("sft")
 
-    def killed(folder):
+    def killed(folder, **_):
+        folder.mkdir(exist_ok=True)
         (folder / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(policy, "save_pretrained", lambda folder: (folder.mkdir(exist_ok=True), killed(folder)))
+    monkeypatch.setattr(policy, "save_pretrained", killed)
     with pytest.raises(KeyboardInterrupt):
         run.save("sft", policy)
     assert content(out, MADE_BY["sft"]) == before
