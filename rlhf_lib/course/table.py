@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
+from ..engine.past import cache_name
+
 
 class Table(nn.Module):
     """What comes after a token depends on that token alone: one row of logits, and one score, for each.
@@ -29,7 +31,8 @@ class Table(nn.Module):
         return self.head
 
     def forward(self, input_ids: Tensor, **_) -> SimpleNamespace:
-        return SimpleNamespace(logits=self.head(self.base_model(input_ids).last_hidden_state), past_key_values=None)
+        logits = self.head(self.base_model(input_ids).last_hidden_state)
+        return SimpleNamespace(logits=logits, **{cache_name(): None})
 
 
 class _OneHot(nn.Module):

@@ -26,6 +26,7 @@ from ..maths.shapes import Tokens
 from .files import DamagedError
 from .lean import lean_forward, why_not_lean
 from .models import train_top_layers
+from .past import cache_name
 from .sampling import Decoder
 
 REMEMBERED_BYTES = 2 * 2**30  # about 570 prompts of 66 tokens with four texts below each, of SmolLM2-135M
@@ -124,7 +125,7 @@ class FrozenTrunk:
         cache = _cache_of(before.keys_and_values, copies=len(rows))
         states = (
             type(self.body)
-            .forward(self.body, input_ids=tokens, past_key_values=cache, use_cache=True)
+            .forward(self.body, input_ids=tokens, use_cache=True, **{cache_name(): cache})
             .last_hidden_state
         )
         for place, row in enumerate(rows):
@@ -159,7 +160,7 @@ class TrunkDecoder(Decoder):
         top = _part(body, body.layers[len(self.trunk.body.layers) :])
         output = type(body).forward(
             top, inputs_embeds=_on_the_right([reading.states for reading in readings], tokens.shape[1]),
-            attention_mask=self.mask.long(), position_ids=self.positions, past_key_values=self.cache, use_cache=True,
+            attention_mask=self.mask.long(), position_ids=self.positions, use_cache=True, **{cache_name(): self.cache},
         )  # fmt: skip
         self.logits = self.model.get_output_embeddings()(output.last_hidden_state[:, -1]).float()
         for layer, pairs in enumerate(zip(*(reading.keys_and_values for reading in readings), strict=True)):

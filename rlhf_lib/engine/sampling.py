@@ -12,6 +12,7 @@ from ..maths.masking import mask_from_lengths
 from ..maths.records import Samples
 from ..maths.shapes import Lengths, Tokens
 from . import distributed, sharding
+from .past import cache_name
 
 DROP_WHEN = 0.25  # copying the cache costs about as much as a step: do it when this share of its rows has ended
 
@@ -112,9 +113,9 @@ class Decoder:
     def _forward(self, tokens: Tensor) -> None:
         output = self.model(
             input_ids=tokens, attention_mask=self.mask.long(), position_ids=self.positions,
-            past_key_values=self.cache, use_cache=True, logits_to_keep=1,
+            use_cache=True, logits_to_keep=1, **{cache_name(): self.cache},
         )  # fmt: skip
-        self.logits, self.cache = output.logits[:, -1].float(), output.past_key_values
+        self.logits, self.cache = output.logits[:, -1].float(), getattr(output, cache_name())
 
 
 def _choose(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

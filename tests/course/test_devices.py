@@ -18,6 +18,9 @@ def a_gpu_that_refuses(monkeypatch):
     """PyTorch says that there is one; whoever puts a tensor on it gets an error."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    # Each step of an optimiser asks whether it is being captured; in a build with CUDA a missing driver has to answer.
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
     with pytest.raises((AssertionError, RuntimeError)):
         torch.zeros(1).to("cuda")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from rlhf_lib.engine.attention import with_open_attention
+from rlhf_lib.engine.past import cache_name
 from tests.tiny import VOCAB, tiny_llama
 
 SEEN = 7  # tokens of the second row that are real; the first has none missing
@@ -41,6 +42,6 @@ def test_continues_a_cache():
     tokens, _ = rows()
     model = with_open_attention(tiny_llama())
     whole = model(input_ids=tokens).logits
-    cache = model(input_ids=tokens[:, :6], use_cache=True).past_key_values
-    rest = model(input_ids=tokens[:, 6:], past_key_values=cache, use_cache=True).logits
+    cache = model(input_ids=tokens[:, :6], use_cache=True)[cache_name()]
+    rest = model(input_ids=tokens[:, 6:], use_cache=True, **{cache_name(): cache}).logits
     torch.testing.assert_close(rest, whole[:, 6:], rtol=1e-5, atol=1e-5)

@@ -15,6 +15,8 @@ from tests.tiny import EOS, MODELS, PAD, VOCAB, ragged_prompts, tiny_llama
 
 ROWS, STEPS = 12, 8
 RANDOM = uniforms(0, "test", rows=ROWS, steps=STEPS)
+# Transformers warns of an argument before it refuses it.
+pytestmark = pytest.mark.filterwarnings("error:.*is deprecated and will be removed in version:FutureWarning")
 
 
 def write(model, prompts, random=RANDOM, *, temperature=1.0, eos=EOS, pad=PAD):

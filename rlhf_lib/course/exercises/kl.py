@@ -133,7 +133,7 @@ class TinyModel(nn.Module):
         return self.head
 
     def forward(self, input_ids: Tensor, **rest: object) -> SimpleNamespace:
-        return SimpleNamespace(logits=self.head(self.base_model(input_ids).last_hidden_state), past_key_values=None)
+        return SimpleNamespace(logits=self.head(self.base_model(input_ids).last_hidden_state))
 
     def __repr__(self) -> str:
         vocabulary, width = self.head.weight.shape
