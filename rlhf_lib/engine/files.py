@@ -17,7 +17,7 @@ class DamagedError(ValueError):
 def naming(path: Path) -> Iterator[None]:
     """Where the disk refuses to write `path`, an OSError that names it.
 
-    A plain write does not say which file it was for, and safetensors has an error of its own.
+    A plain write does not say which file it was for, and safetensors has an error of its own, worded in two ways.
     """
     from safetensors import SafetensorError
 
@@ -28,7 +28,7 @@ def naming(path: Path) -> Iterator[None]:
             error.filename = error.filename or str(path)
         raise
     except SafetensorError as error:
-        if (found := re.search(r"os error (\d+)", str(error))) is None:
+        if (found := re.search(r"(?:os error|Os \{ code:) (\d+)", str(error))) is None:
             raise
         code = int(found[1])
         raise OSError(code, os.strerror(code), str(path), code) from None  # on Windows the last one counts

@@ -45,6 +45,14 @@ def load_tokenizer(source: str | Path):
     return tokenizer
 
 
+def save_tokenizer(tokenizer, folder: str | Path) -> None:
+    """So that Transformers 4 reads it, too: a tokenizer without a class of its own gets one from 5 that 4 has not."""
+    tokenizer.save_pretrained(folder)
+    config = Path(folder) / "tokenizer_config.json"
+    known = config.read_text(encoding="utf-8").replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"')
+    config.write_text(known, encoding="utf-8")
+
+
 def load_config(source: str | Path):
     """The config of a model, without its weights.
 

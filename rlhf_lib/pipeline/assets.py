@@ -22,6 +22,7 @@ import torch
 
 from ..algorithms import ppo
 from ..algorithms.parts import Parts
+from ..engine.loading import save_tokenizer
 from ..engine.run_folder import RunFolder
 from ..maths.records import Rollout
 from ..worlds.tiny_tldr import pretrain
@@ -106,7 +107,7 @@ def _record_rollout(run: Run) -> None:
 
 def _ship(name: str, model, tokenizer) -> None:
     model.save_pretrained(ASSETS / name)
-    tokenizer.save_pretrained(ASSETS / name)
+    save_tokenizer(tokenizer, ASSETS / name)
 
 
 def _shipped() -> list[Path]:

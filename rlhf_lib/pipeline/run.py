@@ -21,6 +21,7 @@ from ..engine.files import brief, naming
 from ..engine.frozen_trunk import FrozenTrunk
 from ..engine.hardware import Placeable, placed
 from ..engine.interrupt import graceful_stop
+from ..engine.loading import save_tokenizer
 from ..engine.optimiser import NonFiniteError
 from ..engine.preparation import prepare, share_out
 from ..engine.run_folder import RunFolder, read_lines
@@ -187,7 +188,7 @@ class Run:
         with naming(self.out / name):
             shutil.rmtree(draft, ignore_errors=True)
             model.save_pretrained(draft, state_dict=weights)
-            self.world.tokenizer.save_pretrained(draft)
+            save_tokenizer(self.world.tokenizer, draft)
             shutil.rmtree(self.out / name, ignore_errors=True)
             draft.rename(self.out / name)
 

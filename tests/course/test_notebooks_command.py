@@ -137,7 +137,7 @@ def test_executed_twice_is_the_same_file_and_nbval_agrees(checkout):
     checkout.put("notebooks/00_start_here", LESSON.split("\n---\nprint")[0])
     checkout.put("notebooks/01_masking", LESSON)
     checkout.put("solutions/01_masking", SOLUTION)
-    hostile = {"MPLBACKEND": "agg", "PYTHONHASHSEED": "7", "COLUMNS": "31", "PYTHONWARNINGS": "error"}
+    hostile = {"MPLBACKEND": "agg", "PYTHONHASHSEED": "7", "COLUMNS": "31", "PYTHONWARNINGS": "error::UserWarning"}
     assert checkout.python("rlhf_lib", "notebooks", "--execute", **hostile).returncode == 0
     first = checkout.files()
     assert set(first) == {

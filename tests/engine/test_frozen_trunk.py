@@ -29,7 +29,7 @@ def new_trunk(pad_token_id: int = PAD, **rest) -> FrozenTrunk:
 def runs_of(trunk: FrozenTrunk) -> list[int]:
     """Grows by one number for each time that the trunk runs: tokens of a row."""
     runs: list[int] = []
-    trunk.body.layers[0].register_forward_hook(lambda _, inputs, states: runs.append(states.shape[1]))
+    trunk.body.layers[0].register_forward_hook(lambda _, inputs, __: runs.append(inputs[0].shape[1]))
     return runs
 
 

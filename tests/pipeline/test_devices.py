@@ -1,5 +1,7 @@
 """A whole run on another device: everything that should be there is there, and the texts are those of the CPU."""
 
+from contextlib import nullcontext
+
 import pytest
 import safetensors.torch
 import torch
@@ -39,6 +41,7 @@ def second_device(monkeypatch):
     monkeypatch.setattr(safetensors.torch, "save_file", lambda tensors, *rest: save_file(back(tensors), *rest))
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", lambda model, to: save_pretrained(on_the_cpu(model), to))
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # there is none for this device
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # nor may older Transformers switch it off
     swapped = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)  # or tied weights would part on the way, as on no GPU
     with MadeFromNumbers(), SecondDevice() as device:
