@@ -88,7 +88,7 @@ def test_every_direct_dependency_has_a_tested_version_within_its_bound(requireme
 
 @pytest.mark.parametrize("line", [*PROJECT["dependencies"], *EXTRAS["tensorboard"], *EXTRAS["checks"]])
 def test_the_oldest_versions_are_the_ones_that_are_claimed(line):
-    """Rejects a lower bound that was moved without a run of `.ci/oldest`, or that this run never sees."""
+    """Rejects a lower bound that was moved without a run of `.ci/versions oldest`, or that this run never sees."""
     requirement = Requirement(line)
     if canonicalize_name(requirement.name) == canonicalize_name(PROJECT["name"]):
         return
@@ -101,19 +101,22 @@ def test_direct_dependencies_have_a_lower_bound_and_no_upper_one():
         assert [s.operator for s in requirement.specifier] == [">="], f"{requirement} would fight Colab"
 
 
-def test_colab_keeps_its_own_torch_and_widgets():
-    """What a hosted notebook ships must satisfy the package without extras: an upgrade there breaks it."""
-    bounds = {canonicalize_name(r.name): r.specifier for r in map(Requirement, PROJECT["dependencies"])}
-    assert "2.6.0" in bounds["torch"]
-    assert "7.7.1" in bounds["ipywidgets"], "widgets 8 are not shown by Colab's front end"
+@pytest.mark.parametrize("line", [*PROJECT["dependencies"], *EXTRAS["tensorboard"], *EXTRAS["checks"]])
+def test_colab_keeps_what_it_brings(line):
+    """Rejects a bound above Colab's versions: an upgrade makes it restart, and its pages do not show widgets 8."""
+    requirement, brought = Requirement(line), constraints("constraints-colab.txt")
+    assert {"torch", "transformers", "ipywidgets", "ipykernel"} <= set(brought)
+    if (there := brought.get(canonicalize_name(requirement.name))) is not None:
+        assert pinned_version(there) in requirement.specifier
 
 
-def test_constraints_fit_every_build_and_every_package_is_named_once():
-    lines = constraint_lines()
-    assert len(constraints()) == len(lines)
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-oldest.txt", "constraints-colab.txt"])
+def test_constraints_fit_every_build_and_every_package_is_named_once(file):
+    lines, found = constraint_lines(file), constraints(file)
+    assert len(found) == len(lines)
     assert not [line for line in lines if line.startswith(("-", "/", ".")) or "://" in line or " @ " in line]
-    assert not [r for r in constraints().values() if "+" in pinned_version(r)], "a local build, such as +cpu"
-    assert "setuptools" not in constraints(), "pip would apply it to the building of packages, too"
+    assert not [r for r in found.values() if "+" in pinned_version(r)], "a local build, such as +cpu"
+    assert "setuptools" not in found, "pip would apply it to the building of packages, too"
 
 
 def test_ci_covers_the_oldest_python_and_conda_s():
@@ -125,6 +128,15 @@ def test_ci_covers_the_oldest_python_and_conda_s():
     assert any(f"python={v}" in conda_specs() for v in versions)
     assert job["steps"][-1]["run"] == "bash .ci/run"
     assert (ROOT / ".ci/run").is_file()
+
+
+def test_ci_tries_the_versions_on_the_python_that_the_script_names():
+    """Rejects a kind of versions that CI never runs, and another Python than the one that the documents name."""
+    script = (ROOT / ".ci/versions").read_text()
+    kinds = dict(re.findall(r"^    (\w+)\) python=python(3\.\d+) ", script, flags=re.M))
+    rows = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["versions"]["strategy"]["matrix"]
+    assert {row["versions"]: row["python-version"] for row in rows["include"]} == kinds
+    assert kinds["oldest"] == PROJECT["requires-python"].removeprefix(">=")
 
 
 def test_every_folder_of_modules_is_a_package():

