@@ -123,15 +123,11 @@ class FrozenTrunk:
         device = self.body.get_input_embeddings().weight.device
         tokens = pad_sequence([torch.tensor(row, device=device) for row in rows], batch_first=True)
         cache = _cache_of(before.keys_and_values, copies=len(rows))
-        states = (
-            type(self.body)
-            .forward(self.body, input_ids=tokens, use_cache=True, **{cache_name(): cache})
-            .last_hidden_state
-        )
+        found = type(self.body).forward(self.body, input_ids=tokens, use_cache=True, **{cache_name(): cache})
         for place, row in enumerate(rows):
             own = slice(place, place + 1)
             keys_and_values = tuple((layer.keys[own], layer.values[own]) for layer in cache.layers)
-            yield Reading(states[place, : len(row)], keys_and_values)
+            yield Reading(found.last_hidden_state[place, : len(row)], keys_and_values)
 
     def _remember(self, found: dict[Row, Reading]) -> None:
         """As the latest, and forget the oldest that there is no room for."""

@@ -1,5 +1,6 @@
 """The shipped files: the ones named, small, readable offline, and consistent with each other."""
 
+import json
 import shutil
 import socket
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from rlhf_lib.engine.loading import save_tokenizer
 from rlhf_lib.pipeline import assets
 from rlhf_lib.pipeline.settings import PRESETS
 from rlhf_lib.worlds.tiny_tldr.tokenizer import make_tokenizer
@@ -52,6 +54,14 @@ def test_tokenizer_of_the_shipped_models(name):
 
     shipped, ours = AutoTokenizer.from_pretrained(assets.ASSETS / name), make_tokenizer()
     assert shipped.get_vocab() == ours.get_vocab()
+
+
+def test_tokenizers_that_transformers_4_reads(tmp_path):
+    """Rejects the class that Transformers 5 names and 4 has not, in what is shipped and in what a run saves."""
+    save_tokenizer(make_tokenizer(), tmp_path)
+    for folder in (tmp_path, *(assets.ASSETS / name for name in ("base", "sft", "reward_model"))):
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 def test_loading_needs_no_network(monkeypatch):

@@ -19,10 +19,12 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rlhf_lib import cli
 from rlhf_lib.engine import checkpoint, distributed
+from rlhf_lib.engine.files import naming
 from rlhf_lib.pipeline.errors import SettingsError
 from rlhf_lib.pipeline.machine import refuse_impossible, refuse_other_launch
 from rlhf_lib.pipeline.settings import load_settings
@@ -489,6 +491,13 @@ def test_a_disk_that_fills_up_in_the_middle(finished, tmp_path):
     assert process(command).returncode == 0
     assert content(tmp_path, MADE_BY["sft"]) == content(finished, MADE_BY["sft"])
     assert metrics(tmp_path, "sft") == metrics(finished, "sft")
+
+
+@pytest.mark.parametrize("words", ["I/O error: full (os error 28)", "IoError(Os { code: 28, kind: StorageFull })"])
+def test_both_wordings_of_safetensors(words):
+    """Rejects an error of the disk that goes by unnamed where safetensors is older, or newer."""
+    with pytest.raises(OSError, match="No space left on device: 'here'"), naming(Path("here")):
+        raise SafetensorError(f"Error while serializing: {words}")
 
 
 @NEEDS_MOUNTS
