@@ -29,7 +29,7 @@ from .models import train_top_layers
 from .past import cache_name
 from .sampling import Decoder
 
-REMEMBERED_BYTES = 2 * 2**30  # about 570 prompts of 66 tokens with four texts below each, of SmolLM2-135M
+REMEMBERED_BYTES = 3 * 2**29  # about 370 prompts of 66 tokens with eight texts below each, of SmolLM2-135M
 Row = tuple[int, ...]
 
 

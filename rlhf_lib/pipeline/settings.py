@@ -171,8 +171,8 @@ SMOLLM2 = Settings(
         max_grad_norm=1.0,
     ),
     ppo=PPOConfig(
-        updates=12, batch_size=256, samples_per_prompt=8, micro_batch_size=64, learning_rate=1e-4, value_clip=5.0,
-        response_length=16, lean=True,
+        updates=12, batch_size=256, samples_per_prompt=8, minibatches=4, micro_batch_size=64, learning_rate=1e-4,
+        value_clip=5.0, response_length=16, lean=True,
     ),
     evaluation=EvaluationConfig(posts=256),
 )  # fmt: skip

@@ -39,7 +39,10 @@ def second_device(monkeypatch):
     monkeypatch.setattr(run_module, "device_of", lambda settings: DEVICE)
     monkeypatch.setattr(pipeline, "refuse_impossible", lambda settings: None)
     monkeypatch.setattr(safetensors.torch, "save_file", lambda tensors, *rest: save_file(back(tensors), *rest))
-    monkeypatch.setattr(PreTrainedModel, "save_pretrained", lambda model, to: save_pretrained(on_the_cpu(model), to))
+    monkeypatch.setattr(
+        PreTrainedModel, "save_pretrained",
+        lambda model, to, state_dict: save_pretrained(on_the_cpu(model), to, state_dict=back(state_dict)),
+    )  # fmt: skip
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # there is none for this device
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # nor may older Transformers switch it off
     swapped = torch.__future__.get_swap_module_params_on_conversion()
