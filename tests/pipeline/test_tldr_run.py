@@ -198,7 +198,7 @@ def test_resuming(there, finished, tmp_path):
     posts need more than the 21 that there are, so that the last one stands in the second pass.
     """
     cut = small_run(there, tmp_path, checkpoint_seconds=0)
-    object.__setattr__(cut, "progress", stopped_after(2))
+    object.__setattr__(cut, "progress", stopped_after(2, "ppo"))
     with pytest.raises(KeyboardInterrupt):
         run_pipeline(cut)
     asked = invoke("run", "--out", str(tmp_path), "--resume", *options(there, "neox"))
