@@ -159,6 +159,7 @@ TINY_OVEROPTIMISED = replace(
 # 28 pairs, and for PPO. Those to compare are written at temperature 1: at 0.7 a third of the pairs are ties.
 # Two layers learned the preferences sooner than four, and at 3e-3 in half as many steps as at 1e-3. The critic starts
 # from scores that are only read at an EOS, and values may move by 5 from what they were: by 0.2 they got nowhere.
+# Four steps of an epoch, not one: after three updates it explains 0.4 of the returns' variance, else after ten.
 SMOLLM2 = Settings(
     preset="smollm2",
     world=WorldConfig(name="smollm2", trainable_layers=2, sampled_at_once=64),
