@@ -157,9 +157,9 @@ TINY_OVEROPTIMISED = replace(
 # A real pretrained model on a CPU: only its top layers learn. Reading a post with the frozen rest costs as much as many
 # of their steps, so eight summaries are written below each: for the preferences, where readers' noise evens out in
 # 28 pairs, and for PPO. Those to compare are written at temperature 1: at 0.7 a third of the pairs are ties.
-# Two layers learned the preferences sooner than four, and at 3e-3 in half as many steps as at 1e-3. The critic starts
-# from scores that are only read at an EOS, and values may move by 5 from what they were: by 0.2 they got nowhere.
-# Four steps of an epoch, not one: after three updates it explains 0.4 of the returns' variance, else after ten.
+# Two layers learned the preferences sooner than four, and at 3e-3 in half as many steps as at 1e-3 (one run each). The
+# critic starts from scores that are only read at an EOS, so its values may move by 5, not by N+'s 0.2. With four steps
+# of an epoch it explained 0.4 of the returns' variance after three updates, with one step (another run) after seven.
 SMOLLM2 = Settings(
     preset="smollm2",
     world=WorldConfig(name="smollm2", trainable_layers=2, sampled_at_once=64),
