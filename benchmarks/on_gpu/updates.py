@@ -45,7 +45,7 @@ def plan_of(work: Work, device: torch.device):
         policy=shape, batch=work.batch, micro_batch=work.micro_batch or work.batch, **texts,
         autocast=work.precision if low else None, device=device.type,
         trainable_layers=top, shared_trunk=top is not None,
-        remembered=0 if top is None else remembered_bytes(shape, top, texts=read, **texts),
+        remembered=0 if top is None else remembered_bytes(shape, top, prompts=read, texts=read, **texts),
     )  # fmt: skip
 
 

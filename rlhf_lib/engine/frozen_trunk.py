@@ -2,7 +2,8 @@
 
 The lower layers of policy, reference, value and reward model are the same modules, down to the embeddings. What they
 make of a text is remembered: a text is read once, however many models and epochs look at it, and only the top layers
-run again. Texts with the same prompt share its reading, and so does the sampler that wrote them.
+run again. Texts with the same prompt share its reading, and so does the sampler that wrote them. Keys and values, which
+texts look back at, take nine tenths of a reading: they have a memory of their own, and go before the states do.
 
 A prompt goes through the trunk by itself, then the texts below it side by side, since it is the weights that take the
 time. So a row's states depend, in their last bits, on which texts of its prompt are read with it, and on no other row.
@@ -12,7 +13,7 @@ All texts of a prompt are met together, first or again: neither batches nor resu
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,17 +26,20 @@ from ..maths.masking import mask_from_lengths
 from ..maths.shapes import Tokens
 from .files import DamagedError
 from .lean import lean_forward, why_not_lean
+from .lru import LRU
 from .models import train_top_layers
 from .past import cache_name
 from .sampling import Decoder
 
-REMEMBERED_BYTES = 3 * 2**29  # about 370 prompts of 66 tokens with eight texts below each, of SmolLM2-135M
+STATES_BYTES = 2**29  # about 1,200 prompts of 66 tokens with eight texts of 16 more below each, of SmolLM2-135M
+PROMPTS_BYTES = 2**30  # about 370 such prompts, to go on from
+REMEMBERED_BYTES = STATES_BYTES + PROMPTS_BYTES
 Row = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the trunk makes of a text: states [T, D] for the top layers and, of a prompt, what its texts look back at.
+    """What the trunk makes of some tokens: states [T, D] for the top layers, and what later tokens look back at.
 
     keys_and_values  of each layer two of [1, heads, T, d]
     """
@@ -44,7 +48,7 @@ class Reading:
     keys_and_values: tuple[tuple[Tensor, Tensor], ...] = ()
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         return self.states.nbytes + sum(numbers.nbytes for layer in self.keys_and_values for numbers in layer)
 
 
@@ -57,8 +61,7 @@ class FrozenTrunk:
     def __init__(self, *, trainable_layers: int, pad_token_id: int, prompt_end: Sequence[int] = ()):
         self.trainable_layers, self.pad_token_id, self.prompt_end = trainable_layers, pad_token_id, tuple(prompt_end)
         self.body: nn.Module | None = None
-        self.remembered: OrderedDict[Row, Reading] = OrderedDict()
-        self.bytes = 0  # of what is remembered
+        self.read, self.prompts = LRU(STATES_BYTES), LRU(PROMPTS_BYTES)  # states by row, readings by prompt
 
     def adopt(self, model: nn.Module) -> nn.Module:
         """The same model with this trunk in place of its own. What trains is what `train_top_layers` says.
@@ -78,8 +81,8 @@ class FrozenTrunk:
     def states(self, tokens: Tokens) -> Tensor:
         """[B, T, D] before the top layers; 0 at padding."""
         rows = self.rows(tokens)
-        found = self.readings(rows)
-        states = pad_sequence([found[row].states for row in rows], batch_first=True)
+        found = self.states_of(rows)
+        states = pad_sequence([found[row] for row in rows], batch_first=True)
         return nn.functional.pad(states, (0, 0, 0, tokens.shape[1] - states.shape[1]))
 
     def rows(self, tokens: Tokens) -> list[Row]:
@@ -90,27 +93,33 @@ class FrozenTrunk:
         return self
 
     @torch.no_grad()
-    def readings(self, rows: Sequence[Row]) -> dict[Row, Reading]:
-        """Of these texts: from memory if they are there; if not, all of one prompt are read side by side."""
+    def states_of(self, rows: Sequence[Row]) -> dict[Row, Tensor]:
+        """[T, D] of these texts: from memory if they are there; if not, all of one prompt are read side by side."""
         below: defaultdict[Row, list[Row]] = defaultdict(list)
         for row in dict.fromkeys(rows):
             below[self._prompt_of(row)].append(row)
-        found: dict[Row, Reading] = {}
+        found: dict[Row, Tensor] = {}
         for prompt, texts in below.items():
-            known = all(row in self.remembered for row in texts)
-            found |= {row: self.remembered[row] for row in texts} if known else self._read(prompt, texts)
-        self._remember(found)
+            own = self.read.recall([prompt, *texts]) or self._read(prompt, texts)
+            found |= {row: torch.cat([own[prompt], own[row]]) if row != prompt else own[row] for row in texts}
         return found
 
-    def _read(self, prompt: Row, texts: Sequence[Row]) -> dict[Row, Reading]:
-        """Of a prompt and the texts below it."""
-        longer = [row for row in texts if row != prompt]
-        if not longer:
-            return {prompt: next(self._go_on([prompt], Reading(self.body.get_input_embeddings().weight[:0])))}
-        before = self.readings([prompt])[prompt]
-        found = self._go_on([row[len(prompt) :] for row in longer], before)
-        whole = (Reading(torch.cat([before.states, reading.states])) for reading in found)
-        return {prompt: before, **dict(zip(longer, whole, strict=True))}
+    def _read(self, prompt: Row, texts: Sequence[Row]) -> dict[Row, Tensor]:
+        """The states of a prompt and, of each text below it, those behind the prompt."""
+        before, longer = self.prompt(prompt), [row for row in texts if row != prompt]
+        behind = self._go_on([row[len(prompt) :] for row in longer], before) if longer else ()
+        found = {prompt: before.states, **dict(zip(longer, (reading.states for reading in behind), strict=True))}
+        self.read.remember(found)
+        return found
+
+    @torch.no_grad()
+    def prompt(self, row: Row) -> Reading:
+        """From memory, or read by itself."""
+        if row not in self.prompts:
+            reading = next(self._go_on([row], Reading(self.body.get_input_embeddings().weight[:0])))
+            self.prompts.remember({row: reading})
+            return reading
+        return self.prompts[row]
 
     def _prompt_of(self, row: Row) -> Row:
         """The row up to the end of its prompt, or all of it where it has none or is one."""
@@ -127,16 +136,7 @@ class FrozenTrunk:
         for place, row in enumerate(rows):
             own = slice(place, place + 1)
             keys_and_values = tuple((layer.keys[own], layer.values[own]) for layer in cache.layers)
-            yield Reading(found.last_hidden_state[place, : len(row)], keys_and_values)
-
-    def _remember(self, found: dict[Row, Reading]) -> None:
-        """As the latest, and forget the oldest that there is no room for."""
-        self.bytes += sum(reading.bytes for row, reading in found.items() if row not in self.remembered)
-        for row, reading in found.items():
-            self.remembered[row] = reading
-            self.remembered.move_to_end(row)
-        while self.bytes > REMEMBERED_BYTES:
-            self.bytes -= self.remembered.popitem(last=False)[1].bytes
+            yield Reading(found.last_hidden_state[place, : len(row)].clone(), keys_and_values)  # not those of all rows
 
 
 class TrunkDecoder(Decoder):
@@ -150,8 +150,7 @@ class TrunkDecoder(Decoder):
         if self.cache is not None:
             return super()._forward(tokens)
         prompts = zip(tokens.tolist(), self.mask.sum(1).tolist(), strict=True)
-        rows = [tuple(row[len(row) - length :]) for row, length in prompts]
-        readings = list(map(self.trunk.readings(rows).get, rows))
+        readings = [self.trunk.prompt(tuple(row[len(row) - length :])) for row, length in prompts]
         body, self.cache = self.model.base_model, _cache_of(())
         top = _part(body, body.layers[len(self.trunk.body.layers) :])
         output = type(body).forward(

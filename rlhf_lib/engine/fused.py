@@ -5,6 +5,8 @@ The values are those of the pieces one after the other, up to rounding. All stat
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -109,42 +111,61 @@ class _Spread(torch.autograd.Function):
 def chosen_log_probs(states: Tensor, actions: Tensor, weight: Tensor, *, temperature: float, rows: int) -> Tensor:
     """[N] log-probability of each action [N] under softmax(states weight^T / temperature), `rows` states at a time.
 
-    It keeps the states alone. Backward makes the logits of each block again, in one buffer that becomes their gradient
-    in place, and adds all blocks into one gradient of the weight [V, D].
+    No logits are kept, and those of equal states are made once. The gradient of a state is the weight of its action
+    less the mean weight under the softmax, which is made beside the logits. Only if the weight [V, D] learns as well
+    does backward make the logits again, in one buffer that becomes their gradient in place.
     """
-    return _ChosenLogProbs.apply(states, weight, actions, temperature, rows)
+    distinct, which = states.detach().unique(dim=0, return_inverse=True)
+    return _ChosenLogProbs.apply(states, weight, distinct, which, actions, temperature, rows)
 
 
 class _ChosenLogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, states, weight, actions, temperature, rows):
-        ctx.save_for_backward(states, weight, actions)
+    def forward(ctx, states, weight, distinct, which, actions, temperature, rows):
         ctx.rest = temperature, rows
-        buffer = states.new_empty(min(rows, len(states)), len(weight))
-        found = []
-        for some, chosen in zip(states.split(rows), actions.split(rows), strict=True):
-            logits = torch.mm(some, weight.T, out=buffer[: len(some)]).div_(temperature)
-            torch.log_softmax(logits, -1, out=logits)
-            found.append(logits.gather(-1, chosen[:, None]).squeeze(-1))
-        return torch.cat(found)
+        found, buffer = torch.empty_like(states[:, 0]), distinct.new_empty(min(rows, len(distinct)), len(weight))
+        mean_weight = torch.empty_like(distinct) if ctx.needs_input_grad[:2] == (True, False) else None
+        for block, some in _blocks(distinct, rows):
+            log_probs = torch.mm(some, weight.T, out=buffer[: len(some)]).div_(temperature)
+            torch.log_softmax(log_probs, -1, out=log_probs)
+            here = _of_block(which, block)
+            found[here] = log_probs[which[here] - block.start, actions[here]]
+            if mean_weight is not None:
+                torch.mm(log_probs.exp_(), weight, out=mean_weight[block])
+        ctx.save_for_backward(weight, distinct, which, actions, mean_weight)
+        return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        states, weight, actions = ctx.saved_tensors
+        weight, distinct, which, actions, mean_weight = ctx.saved_tensors
         temperature, rows = ctx.rest
-        buffer = states.new_empty(min(rows, len(states)), len(weight))
-        of_states, of_weight = torch.empty_like(states), torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        grad = (grad / temperature)[:, None]
-        blocks = (whole.split(rows) for whole in (states, actions[:, None], grad, of_states))
-        for some, chosen, upstream, of_some in zip(*blocks, strict=True):
-            logits = torch.mm(some, weight.T, out=buffer[: len(some)]).div_(temperature)
-            torch.softmax(logits, -1, out=logits)
-            of_logits = logits.mul_(-upstream).scatter_add_(-1, chosen, upstream)
-            torch.mm(of_logits, weight, out=of_some)
-            if of_weight is not None:
+        grad, of_weight = grad / temperature, None
+        if mean_weight is None:
+            mean_weight, of_weight = torch.empty_like(distinct), torch.zeros_like(weight)
+            buffer = distinct.new_empty(min(rows, len(distinct)), len(weight))
+            sums = torch.zeros_like(distinct[:, 0]).index_add_(0, which, grad)
+            for block, some in _blocks(distinct, rows):
+                probs = torch.mm(some, weight.T, out=buffer[: len(some)]).div_(temperature)
+                torch.softmax(probs, -1, out=probs)
+                torch.mm(probs, weight, out=mean_weight[block])
+                here = _of_block(which, block)
+                of_logits = probs.mul_(-sums[block, None])
+                of_logits.index_put_((which[here] - block.start, actions[here]), grad[here], accumulate=True)
                 of_weight.addmm_(of_logits.T, some)
-        return of_states, of_weight, None, None, None
+        of_states = embedding(actions, weight).sub_(embedding(which, mean_weight)).mul_(grad[:, None])
+        return of_states, of_weight, None, None, None, None, None
+
+
+def _blocks(states: Tensor, rows: int) -> Iterator[tuple[slice, Tensor]]:
+    for start in range(0, len(states), rows):
+        block = slice(start, start + rows)
+        yield block, states[block]
+
+
+def _of_block(which: Tensor, block: slice) -> Tensor:
+    """Where `which` names a state of this block."""
+    return ((which >= block.start) & (which < block.stop)).nonzero().squeeze(1)
 
 
 def _turn(numbers: Tensor, angles: Tensor, turned: int) -> Tensor:

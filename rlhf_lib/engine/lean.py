@@ -2,7 +2,7 @@
 
 States stand in one list [N, D], without padding. Rows that begin alike are in the same states until they part: these
 are made once. What comes before the first layer's attention depends on the token alone: once for each distinct token.
-The last layer makes keys and values for all states, and the rest only in states whose output is read.
+The last layer makes keys and values for all states, and the rest only in states whose output is read, once for each.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from types import SimpleNamespace
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from ..maths.shapes import Tokens
 from .allocator import keep_what_is_freed
 from .kept_pass import kept_or_made
 from .lean_layers import run_layers
 from .models import last_mlp_only_where
-from .places import Places, find_places
+from .places import Places, each_once, find_places
 
 
 def sparing(
@@ -98,7 +99,10 @@ def lean_forward(
     """In place of the body's own forward pass: `last_hidden_state` [B, T, D] where `read` is True, and 0 elsewhere."""
 
     def make() -> Tensor:
-        return run_layers(body, input_ids, read, find(input_ids, read))
+        places = find(input_ids, read)
+        each, which = places.once(each_once, read)
+        states = run_layers(body, input_ids, each, places)
+        return states if len(states) == len(which) else embedding(which, states)
 
     states = kept_or_made(body, input_ids, read, make) if keep else make()
     blank = states.new_zeros(*read.shape, states.shape[-1])

@@ -58,8 +58,9 @@ def plan_of(settings: Settings, policy: ModelShape, *, prompt: int, **rest) -> P
         rest["autocast"] = engine.precision
     if top is not None and rest.get("trainable_layers") is None:  # the preset's own frozen trunk
         rest |= dict(trainable_layers=top, shared_trunk=True)
-        texts = dict(texts=ppo.batch_size * ppo.updates, prompt=prompt, response=ppo.response_length)
-        rest["remembered"] = remembered_bytes(policy, top, **texts)
+        written = ppo.batch_size * ppo.updates
+        texts = dict(prompts=written // ppo.samples_per_prompt, texts=written)
+        rest["remembered"] = remembered_bytes(policy, top, **texts, prompt=prompt, response=ppo.response_length)
     return Plan(
         policy=policy, batch=ppo.batch_size, written=settings.world.sampled_at_once,
         micro_batch=ppo.micro_batch_size, minibatches=ppo.minibatches,
@@ -68,12 +69,14 @@ def plan_of(settings: Settings, policy: ModelShape, *, prompt: int, **rest) -> P
     )  # fmt: skip
 
 
-def remembered_bytes(shape: ModelShape, trainable_layers: int, *, texts: int, prompt: int, response: int) -> int:
-    """What a frozen trunk remembers in the end: of each prompt states, keys and values, of its text the states."""
-    below = shape.layers - trainable_layers
-    of_a_prompt = prompt * (shape.width + 2 * shape.keys * below)
-    of_a_text = (prompt + response) * shape.width
-    return min(frozen_trunk.REMEMBERED_BYTES, texts * (of_a_prompt + of_a_text) * FLOAT32)
+def remembered_bytes(
+    shape: ModelShape, trainable_layers: int, *, prompts: int, texts: int, prompt: int, response: int
+) -> int:
+    """What a frozen trunk remembers in the end: states of prompts and responses, and keys and values of prompts."""
+    states = (prompts * prompt + texts * response) * shape.width
+    keys_and_values = prompts * prompt * 2 * shape.keys * (shape.layers - trainable_layers)
+    kept = min(frozen_trunk.STATES_BYTES, FLOAT32 * states), min(frozen_trunk.PROMPTS_BYTES, FLOAT32 * keys_and_values)
+    return sum(kept)
 
 
 def shape_of(source: str | Path) -> ModelShape:

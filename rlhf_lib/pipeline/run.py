@@ -91,7 +91,7 @@ class Run:
         Micro-batches may part those of one post, other ones in a resumed run; their last bits must not depend on it.
         """
         if self.trunk:
-            self.trunk.readings(self.trunk.rows(batch.texts.tokens))
+            self.trunk.states_of(self.trunk.rows(batch.texts.tokens))
         return batch
 
     @cached_property

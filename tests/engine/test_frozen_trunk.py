@@ -118,8 +118,8 @@ def test_a_text_does_not_depend_on_texts_below_other_prompts():
     together = one.states(tokens)
     assert torch.equal(other.states(tokens[:2]), together[:2])
     assert torch.equal(other.states(tokens[2:]), together[2:])
-    first = next(row for row in one.remembered if row[5:8] == (11, 12, EOS))
-    del one.remembered[first]
+    first = next(row for row in one.read if row[5:8] == (11, 12, EOS))
+    del one.read[first]
     runs = runs_of(one)
     assert torch.equal(one.states(tokens), together)
     assert runs == [3]
@@ -130,14 +130,35 @@ def test_what_there_is_no_room_for(monkeypatch):
     and values of prompts: of 5 tokens they are as many as the states, 2 * 16 numbers in the one layer below the top.
     """
     tokens, _ = texts_of_two_prompts()
+    monkeypatch.setattr(frozen_trunk, "STATES_BYTES", 4 * 8 * 32)
+    monkeypatch.setattr(frozen_trunk, "PROMPTS_BYTES", 4 * 5 * (32 + 32))
+    trunk, roomy = new_trunk(EOS, prompt_end=PROMPT_END), FrozenTrunk(trainable_layers=1, pad_token_id=EOS)
+    trunk.adopt(tiny_llama()), roomy.adopt(tiny_llama())
+    trunk.states(tokens[:1])
+    assert trunk.read.currsize == 4 * (5 + 3) * 32 and trunk.prompts.currsize == 4 * 5 * (32 + 32)
+    trunk.states(tokens[2:3])
+    assert list(trunk.read) == [(5, 7, 8), (5, 7, 8, 14, 15, 16, EOS)] and list(trunk.prompts) == [(5, 7, 8)]
+    assert trunk.read.currsize == 4 * (3 + 4) * 32 and trunk.prompts.currsize == 4 * 3 * (32 + 32)
+    torch.testing.assert_close(trunk.states(tokens), roomy.states(tokens), rtol=1e-4, atol=1e-5)
+    assert trunk.read.currsize <= 4 * 8 * 32
+
+
+def test_what_is_remembered_holds_nothing_else():
+    """Rejects states that are a part of those of all texts read beside, which then stay as long as one of them does."""
     trunk = new_trunk(EOS, prompt_end=PROMPT_END)
     trunk.adopt(tiny_llama())
-    trunk.states(tokens[:1])
-    assert trunk.bytes == 4 * (5 * (32 + 32) + 8 * 32)
-    monkeypatch.setattr(frozen_trunk, "REMEMBERED_BYTES", trunk.bytes)
-    trunk.states(tokens[2:3])
-    assert list(trunk.remembered) == [(5, 7, 8), (5, 7, 8, 14, 15, 16, EOS)]
-    assert trunk.bytes == 4 * (3 * (32 + 32) + 7 * 32)
+    trunk.states(texts_of_two_prompts()[0])
+    assert all(states.untyped_storage().nbytes() == states.nbytes for states in trunk.read.values())
+
+
+def test_keys_and_values_go_first(monkeypatch):
+    """Rejects texts that are read again only because their prompt's keys and values had to go."""
+    tokens, _ = texts_of_two_prompts()
+    monkeypatch.setattr(frozen_trunk, "PROMPTS_BYTES", 0)
+    trunk = new_trunk(EOS, prompt_end=PROMPT_END)
+    trunk.adopt(tiny_llama())
+    before, runs = trunk.states(tokens), runs_of(trunk)
+    assert torch.equal(trunk.states(tokens), before) and not runs
 
 
 def test_one_copy_that_never_learns():

@@ -10,9 +10,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rlhf_lib.engine import lean, lean_layers, models
 from rlhf_lib.engine.attention import with_open_attention
 from rlhf_lib.engine.frozen_trunk import FrozenTrunk
+from rlhf_lib.engine.fused import chosen_log_probs
 from rlhf_lib.engine.models import hidden_states, scorer_from_policy
 from rlhf_lib.engine.places import find_places
 from rlhf_lib.maths.alignment import acting_mask, action_mask_from_lengths
+from rlhf_lib.maths.records import Texts
 from tests.tiny import PAD, SPECIAL, VOCAB, disturb, gradients_of, ragged_texts, tiny_gpt2, tiny_llama, tiny_neox
 
 CLOSE = dict(rtol=1e-3, atol=1e-4)
@@ -71,8 +73,13 @@ def test_what_is_read_is_what_it_would_be(monkeypatch, shape, what, long):
     torch.testing.assert_close(found, expected, **CLOSE)
 
 
-def test_rows_that_begin_alike_stay_apart_where_they_part():
-    """Rejects states shared by rows that differ before them, agree again later, or of which one is read less far."""
+@pytest.mark.parametrize("long", [1, 128], ids=["long rows", "short rows"])
+def test_rows_that_begin_alike_stay_apart_where_they_part(monkeypatch, long):
+    """Rejects states shared by rows that differ before them, agree again later, or of which one is read less far.
+
+    And a shared state that is read only where the first of its rows reads it.
+    """
+    monkeypatch.setattr(lean_layers, "LONG", long)
     tokens = torch.tensor(
         [[5, 6, 7, 8, 9], [5, 6, 7, 8, 9], [5, 6, 9, 8, 9], [4, 6, 7, 8, 9], [5, 6, 7, 8, 9], [5, 6, 7, 3, PAD]]
     )
@@ -114,7 +121,8 @@ def test_other_angles_and_an_own_width_of_heads():
 
 
 def test_nothing_else_is_made():
-    """Rejects padding that is computed, a prefix that is computed for each row, and a whole last layer.
+    """Rejects padding that is computed, a prefix that is computed for each row, and a last layer that does not ask once
+    in a state that all rows read, or asks in states that none does.
 
     Counted are products of states with weights; those of attention are between three-dimensional tensors.
     """
@@ -130,7 +138,7 @@ def test_nothing_else_is_made():
         hidden_states(model, tokens)
     products = counter.get_flop_counts()["Global"]
     found = sum(n for operation, n in products.items() if str(operation) in ("aten.mm", "aten.addmm"))
-    distinct, asked = len(tokens[:, :-1].unique()), int(read.sum())
+    distinct, asked = len(tokens[:, :-1].unique()), 1 + rows * (response - 1)
     feed_forward = 3 * 48
     first = distinct * 3 * width + made * (width + feed_forward)
     last = made * 2 * width + asked * (2 * width + feed_forward)
@@ -171,21 +179,44 @@ def test_another_model_is_refused(reason):
     assert vars(model.base_model).get("forward") is own
 
 
-@pytest.mark.parametrize("rows", [1, 5, 1000])
-def test_log_probs_in_blocks_with_one_gradient_of_the_head(monkeypatch, rows):
-    """Rejects a last block that is dropped, a forgotten temperature or sign, and a gradient of one block alone."""
-    monkeypatch.setattr(models, "LOGITS_AT_ONCE", rows * VOCAB)
+def each_twice_but_the_last_token() -> Texts:
+    """Rows 2i and 2i + 1 are equal up to their last token."""
     texts = ragged_texts()
+    texts = texts.select(torch.arange(len(texts.tokens)).repeat_interleave(2))
+    last = texts.sequence_lengths[1::2, None] - 1
+    texts.tokens[1::2] = texts.tokens[1::2].scatter(1, last, 3 + texts.tokens[1::2].gather(1, last) % (VOCAB - 3))
+    return texts
+
+
+@pytest.mark.parametrize("rows", [1, 5, 1000])
+@pytest.mark.parametrize("learns", [True, False], ids=["head learns", "frozen head"])
+def test_log_probs_in_blocks_with_one_gradient_of_the_head(monkeypatch, learns, rows):
+    """Rejects a last block that is dropped, a forgotten temperature or sign, and a gradient of one block alone.
+
+    And of actions in equal states one that gets another's log-probability or gradient, or none.
+    """
+    monkeypatch.setattr(models, "LOGITS_AT_ONCE", rows * VOCAB)
+    texts = each_twice_but_the_last_token()
     mask = action_mask_from_lengths(texts.prompt_lengths, texts.sequence_lengths, texts.tokens.shape[1])
 
     def look(within):
         model = llama(4, 4, 2)
+        model.lm_head.weight.requires_grad_(learns)
         with within(acting_mask(mask), model):
             found, _ = models.score_actions(model, texts.tokens, mask, temperature=0.7, entropy=models.no_entropy)
         (found * torch.linspace(-1, 1, found.numel()).view_as(found).sin()).sum().backward()
         return found.detach(), gradients_of(model)
 
     torch.testing.assert_close(look(lean.only_what_is_read), look(plainly), **CLOSE)
+
+
+def test_logits_of_equal_states_are_made_once():
+    """Rejects a head that runs for every action, and a frozen one that makes its logits again in backward."""
+    distinct = torch.randn(9, 32, generator=torch.Generator().manual_seed(0))
+    states, head = distinct.repeat(2, 1).requires_grad_(), torch.nn.Linear(32, VOCAB, bias=False).requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        chosen_log_probs(states, torch.arange(len(states)) % VOCAB, head.weight, temperature=1.0, rows=1).sum().backward()
+    assert counter.get_total_flops() == 2 * 2 * len(distinct) * VOCAB * 32
 
 
 def test_mixed_precision_is_refused():

@@ -45,16 +45,18 @@ def test_a_preset_s_frozen_trunk():
 def test_what_a_frozen_trunk_remembers(monkeypatch):
     """Rejects a budget without it, one that counts the top layers' keys, and one above what the trunk may hold.
 
-    The four layers have states, keys and values of 128 numbers. Two rows' worth: 2 prompts of 20 tokens with states and
-    the keys and values of 3 layers, and 2 texts of 24.
+    The four layers have states, keys and values of 128 numbers. 1 prompt of 20 tokens has states and the keys and values
+    of 3 layers, and 2 responses of 4 tokens have states.
     """
     shape = shape_of(ASSETS / "sft")
-    changes = ["world.trainable_layers=1", "ppo.batch_size=2", "ppo.updates=1", "ppo.response_length=4"]
+    changes = ["world.trainable_layers=1", "ppo.batch_size=2", "ppo.updates=1", "ppo.response_length=4",
+               "ppo.samples_per_prompt=2"]  # fmt: skip
     plan = plan_of(load_settings("tiny", changes), shape, prompt=20)
-    assert plan.remembered == 4 * 2 * 128 * (20 * (1 + 2 * 3) + 24)
+    assert plan.remembered == 4 * 128 * ((20 + 2 * 4) + 20 * 2 * 3)
     assert dict(estimate(plan).phases[0].rows)["remembered states"] == plan.remembered
-    monkeypatch.setattr(frozen_trunk, "REMEMBERED_BYTES", 1000)
-    assert plan_of(load_settings("tiny", changes), shape, prompt=20).remembered == 1000
+    monkeypatch.setattr(frozen_trunk, "STATES_BYTES", 1000)
+    monkeypatch.setattr(frozen_trunk, "PROMPTS_BYTES", 300)
+    assert plan_of(load_settings("tiny", changes), shape, prompt=20).remembered == 1300
     assert PLAN.remembered == 0
 
 
