@@ -12,7 +12,6 @@ All texts of a prompt are met together, first or again: neither batches nor resu
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,12 +26,12 @@ from ..maths.shapes import Tokens
 from .files import DamagedError
 from .lean import lean_forward, why_not_lean
 from .lru import LRU
-from .models import train_top_layers
-from .past import cache_name
-from .sampling import Decoder
+from .models import part_of, train_top_layers
+from .past import cache_name, cache_of
+from .trunk_decoder import TrunkDecoder
 
 STATES_BYTES = 2**29  # about 1,200 prompts of 66 tokens with eight texts of 16 more below each, of SmolLM2-135M
-PROMPTS_BYTES = 2**30  # about 370 such prompts, to go on from
+PROMPTS_BYTES = 7 * 2**28  # about 620 such prompts, to go on from
 REMEMBERED_BYTES = STATES_BYTES + PROMPTS_BYTES
 Row = tuple[int, ...]
 
@@ -131,51 +130,12 @@ class FrozenTrunk:
         """The readings of these tokens behind what was read before; shorter rows are padded on the right."""
         device = self.body.get_input_embeddings().weight.device
         tokens = pad_sequence([torch.tensor(row, device=device) for row in rows], batch_first=True)
-        cache = _cache_of(before.keys_and_values, copies=len(rows))
+        cache = cache_of(before.keys_and_values, copies=len(rows))
         found = type(self.body).forward(self.body, input_ids=tokens, use_cache=True, **{cache_name(): cache})
         for place, row in enumerate(rows):
             own = slice(place, place + 1)
             keys_and_values = tuple((layer.keys[own], layer.values[own]) for layer in cache.layers)
             yield Reading(found.last_hidden_state[place, : len(row)].clone(), keys_and_values)  # not those of all rows
-
-
-class TrunkDecoder(Decoder):
-    """The sampler's decoder that takes from the trunk what it has made of the prompts; only the top reads them anew."""
-
-    def __init__(self, trunk: FrozenTrunk, model: nn.Module, tokens: Tokens, mask: Tensor):
-        self.trunk = trunk
-        super().__init__(model, tokens, mask)
-
-    def _forward(self, tokens: Tokens) -> None:
-        if self.cache is not None:
-            return super()._forward(tokens)
-        prompts = zip(tokens.tolist(), self.mask.sum(1).tolist(), strict=True)
-        readings = [self.trunk.prompt(tuple(row[len(row) - length :])) for row, length in prompts]
-        body, self.cache = self.model.base_model, _cache_of(())
-        top = _part(body, body.layers[len(self.trunk.body.layers) :])
-        output = type(body).forward(
-            top, inputs_embeds=_on_the_right([reading.states for reading in readings], tokens.shape[1]),
-            attention_mask=self.mask.long(), position_ids=self.positions, use_cache=True, **{cache_name(): self.cache},
-        )  # fmt: skip
-        self.logits = self.model.get_output_embeddings()(output.last_hidden_state[:, -1]).float()
-        for layer, pairs in enumerate(zip(*(reading.keys_and_values for reading in readings), strict=True)):
-            both = (_on_the_right([numbers[0] for numbers in side], tokens.shape[1]) for side in zip(*pairs))
-            self.cache.update(*both, layer)
-
-
-def _cache_of(keys_and_values: Sequence[tuple[Tensor, Tensor]], *, copies: int = 1):
-    """As Hugging Face's models want it, for so many rows; whatever grows in it is new."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache()
-    for layer, both in enumerate(keys_and_values):
-        cache.update(*(numbers.repeat_interleave(copies, 0) for numbers in both), layer)
-    return cache
-
-
-def _on_the_right(rows: Sequence[Tensor], width: int) -> Tensor:
-    """[B, ..., width, D] from rows of [..., T, D], with zeros on the left."""
-    return torch.stack([nn.functional.pad(row, (0, 0, width - row.shape[-2], 0)) for row in rows])
 
 
 def _forward(trunk: FrozenTrunk, body: nn.Module, input_ids: Tokens, use_cache: bool = True, **options):
@@ -188,24 +148,16 @@ def _forward(trunk: FrozenTrunk, body: nn.Module, input_ids: Tokens, use_cache: 
     if not why_not_lean(body):
         lengths = torch.tensor([len(row) for row in trunk.rows(input_ids)], device=input_ids.device)
         return lean_forward(body, mask_from_lengths(lengths, input_ids.shape[1]), input_ids)
-    top = _part(body, body.layers[len(trunk.body.layers) :])
+    top = part_of(body, body.layers[len(trunk.body.layers) :])
     return type(body).forward(top, inputs_embeds=trunk.states(input_ids), use_cache=False, **options)
 
 
 def _lower(body: nn.Module, trainable_layers: int) -> nn.Module:
     """Embeddings and lower layers, without the final norm."""
-    lower = _part(body, body.layers[: len(body.layers) - trainable_layers])
+    lower = part_of(body, body.layers[: len(body.layers) - trainable_layers])
     for name in [name for name, _ in lower.named_children() if "norm" in name]:
         setattr(lower, name, nn.Identity())
     return lower
-
-
-def _part(body: nn.Module, layers: Sequence[nn.Module]) -> nn.Module:
-    """The same body with some of its layers."""
-    part = copy.copy(body)
-    part._modules = dict(body._modules)
-    part.layers = nn.ModuleList(layers)
-    return part
 
 
 def _shared(body: nn.Module) -> nn.Module:

@@ -7,7 +7,7 @@ no attention mask is needed for exact results, and the fast causal kernel can be
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -58,6 +58,14 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
     """Those of the body, from the first to the last."""
     body = model.base_model
     return body.layers if hasattr(body, "layers") else body.h
+
+
+def part_of(body: nn.Module, layers: Sequence[nn.Module]) -> nn.Module:
+    """The same body with some of its layers."""
+    part = copy.copy(body)
+    part._modules = dict(body._modules)
+    part.layers = nn.ModuleList(layers)
+    return part
 
 
 @contextmanager

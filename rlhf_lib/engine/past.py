@@ -1,9 +1,12 @@
-"""What Hugging Face's models call the keys and values of what they have read: an argument of theirs and an output."""
+"""The keys and values of what Hugging Face's models have read: what they call them, and how they want them."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import fields
+
+from torch import Tensor
 
 
 @functools.cache
@@ -13,3 +16,13 @@ def cache_name() -> str:
 
     names = {field.name for field in fields(CausalLMOutputWithPast)}
     return "cache" if "cache" in names else "past_key_values"
+
+
+def cache_of(keys_and_values: Sequence[tuple[Tensor, Tensor]], *, copies: int = 1):
+    """A cache that has these, for so many rows; whatever grows in it is new."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for layer, both in enumerate(keys_and_values):
+        cache.update(*(numbers.repeat_interleave(copies, 0) for numbers in both), layer)
+    return cache

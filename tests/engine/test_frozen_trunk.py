@@ -205,7 +205,7 @@ def test_sampling_is_that_of_the_whole_model(make):
     want, found = (sample(model, *twice, draw, **options) for model in (make(), copy.deepcopy(policy)))
     assert torch.equal(found.tokens, want.tokens)
     assert torch.allclose(found.sampler_log_probs, want.sampler_log_probs, atol=1e-5)
-    assert runs[:5] == [1, 6, 5, 4, 1]
+    assert sorted(runs[:4]) == [1, 4, 5, 6] and runs[4] == 1
 
 
 def test_saved_whole(tmp_path):

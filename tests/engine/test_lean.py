@@ -215,7 +215,9 @@ def test_logits_of_equal_states_are_made_once():
     distinct = torch.randn(9, 32, generator=torch.Generator().manual_seed(0))
     states, head = distinct.repeat(2, 1).requires_grad_(), torch.nn.Linear(32, VOCAB, bias=False).requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
-        chosen_log_probs(states, torch.arange(len(states)) % VOCAB, head.weight, temperature=1.0, rows=1).sum().backward()
+        chosen_log_probs(
+            states, torch.arange(len(states)) % VOCAB, head.weight, temperature=1.0, rows=1
+        ).sum().backward()
     assert counter.get_total_flops() == 2 * 2 * len(distinct) * VOCAB * 32
 
 

@@ -45,8 +45,8 @@ def test_a_preset_s_frozen_trunk():
 def test_what_a_frozen_trunk_remembers(monkeypatch):
     """Rejects a budget without it, one that counts the top layers' keys, and one above what the trunk may hold.
 
-    The four layers have states, keys and values of 128 numbers. 1 prompt of 20 tokens has states and the keys and values
-    of 3 layers, and 2 responses of 4 tokens have states.
+    The four layers have states, keys and values of 128 numbers. 1 prompt of 20 tokens has states and the keys and
+    values of 3 layers, and 2 responses of 4 tokens have states.
     """
     shape = shape_of(ASSETS / "sft")
     changes = ["world.trainable_layers=1", "ppo.batch_size=2", "ppo.updates=1", "ppo.response_length=4",
