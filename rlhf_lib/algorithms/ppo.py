@@ -112,7 +112,7 @@ def collect(state: PPOState, batch: Prompts, config: PPOConfig, parts: Parts) ->
             scores = parts.read_score(parts.state_values(state.reward_model, texts.tokens), texts)
         return log_probs, entropies, ref_log_probs, values, scores
 
-    seen = in_micro_batches(look, samples, config.micro_batch_size)
+    seen = in_micro_batches(look, models.read_ahead(state.policy, samples), config.micro_batch_size)
     return Rollout(*vars(samples).values(), *seen)
 
 

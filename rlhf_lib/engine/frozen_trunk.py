@@ -60,7 +60,7 @@ class FrozenTrunk:
     def __init__(self, *, trainable_layers: int, pad_token_id: int, prompt_end: Sequence[int] = ()):
         self.trainable_layers, self.pad_token_id, self.prompt_end = trainable_layers, pad_token_id, tuple(prompt_end)
         self.body: nn.Module | None = None
-        self.read, self.prompts = LRU(STATES_BYTES), LRU(PROMPTS_BYTES)  # states by row, readings by prompt
+        self.known, self.known_prompts = LRU(STATES_BYTES), LRU(PROMPTS_BYTES)  # states by row, readings by prompt
 
     def adopt(self, model: nn.Module) -> nn.Module:
         """The same model with this trunk in place of its own. What trains is what `train_top_layers` says.
@@ -82,11 +82,14 @@ class FrozenTrunk:
         rows = self.rows(tokens)
         found = self.states_of(rows)
         states = pad_sequence([found[row] for row in rows], batch_first=True)
-        return nn.functional.pad(states, (0, 0, 0, tokens.shape[1] - states.shape[1]))
+        return nn.functional.pad(states, (0, 0, 0, tokens.shape[1] - states.shape[1]))  # or cut, by what ends a row
 
     def rows(self, tokens: Tokens) -> list[Row]:
-        """Without padding."""
-        return [_without_padding(row, self.pad_token_id) for row in tokens.tolist()]
+        """Each up to its first padding, which may be the EOS that ends it; where there is none, with one behind it.
+
+        So a text is the same row however wide its batch. If several PADs were really written last, the first is read.
+        """
+        return [(*_without_padding(row, self.pad_token_id), self.pad_token_id) for row in tokens.tolist()]
 
     def __deepcopy__(self, memo: dict) -> FrozenTrunk:
         return self
@@ -99,7 +102,7 @@ class FrozenTrunk:
             below[self._prompt_of(row)].append(row)
         found: dict[Row, Tensor] = {}
         for prompt, texts in below.items():
-            own = self.read.recall([prompt, *texts]) or self._read(prompt, texts)
+            own = self.known.recall([prompt, *texts]) or self._read(prompt, texts)
             found |= {row: torch.cat([own[prompt], own[row]]) if row != prompt else own[row] for row in texts}
         return found
 
@@ -108,17 +111,17 @@ class FrozenTrunk:
         before, longer = self.prompt(prompt), [row for row in texts if row != prompt]
         behind = self._go_on([row[len(prompt) :] for row in longer], before) if longer else ()
         found = {prompt: before.states, **dict(zip(longer, (reading.states for reading in behind), strict=True))}
-        self.read.remember(found)
+        self.known.remember(found)
         return found
 
     @torch.no_grad()
     def prompt(self, row: Row) -> Reading:
         """From memory, or read by itself."""
-        if row not in self.prompts:
+        if row not in self.known_prompts:
             reading = next(self._go_on([row], Reading(self.body.get_input_embeddings().weight[:0])))
-            self.prompts.remember({row: reading})
+            self.known_prompts.remember({row: reading})
             return reading
-        return self.prompts[row]
+        return self.known_prompts[row]
 
     def _prompt_of(self, row: Row) -> Row:
         """The row up to the end of its prompt, or all of it where it has none or is one."""
@@ -147,7 +150,8 @@ def _forward(trunk: FrozenTrunk, body: nn.Module, input_ids: Tokens, use_cache: 
         return type(body).forward(body, input_ids=input_ids, use_cache=use_cache, **options)
     if not why_not_lean(body):
         lengths = torch.tensor([len(row) for row in trunk.rows(input_ids)], device=input_ids.device)
-        return lean_forward(body, mask_from_lengths(lengths, input_ids.shape[1]), input_ids)
+        width = input_ids.shape[1]
+        return lean_forward(body, mask_from_lengths(lengths.clamp(max=width), width), input_ids)
     top = part_of(body, body.layers[len(trunk.body.layers) :])
     return type(body).forward(top, inputs_embeds=trunk.states(input_ids), use_cache=False, **options)
 
@@ -190,9 +194,8 @@ def _refuse_others(ours: nn.Module, theirs: nn.Module) -> None:
             )
 
 
-def _without_padding(row: list[int], pad_token_id: int) -> tuple[int, ...]:
-    """The row up to its first padding, which may be an EOS: then it is needed."""
+def _without_padding(row: list[int], pad_token_id: int) -> list[int]:
     end = len(row)
-    while end > 1 and row[end - 1] == row[end - 2] == pad_token_id:
+    while end > 1 and row[end - 1] == pad_token_id:
         end -= 1
-    return tuple(row[:end])
+    return row[:end]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from ..maths.shapes import Tokens
 from .fused import feed_forward, normed_product, spread
 from .places import Places
 from .short_attention import attention, picks_of_all, picks_of_some
+
+if TYPE_CHECKING:
+    from .frozen_trunk import FrozenTrunk
 
 LONG = 128  # tokens of a row above which attention goes through PyTorch's kernel, which keeps no [T, T] weights
 
@@ -41,7 +45,7 @@ def run_all_but_last(
     layers, token = body.layers, places.first
     if "trunk" in vars(body):  # see `frozen_trunk`
         layers = layers[len(body.trunk.body.layers) :]
-        states, place = embedding(places.first, body.trunk.states(tokens).flatten(0, 1)), places.state
+        states, place = places.once(_of_trunk, body.trunk, tokens), places.state
     else:
         distinct, token = tokens.flatten()[places.first].unique(return_inverse=True)
         states, place = body.embed_tokens(distinct), token[places.state]
@@ -51,6 +55,10 @@ def run_all_but_last(
             states, place = embedding(token, states), places.state
         states = finish(layer, states, attended)
     return states, place
+
+
+def _of_trunk(places: Places, trunk: FrozenTrunk, tokens: Tokens) -> Tensor:
+    return embedding(places.first, trunk.states(tokens).flatten(0, 1))
 
 
 def _look_back(layer: nn.Module, states: Tensor, place: Tensor, *, places: Places, angles: Tensor) -> Tensor:

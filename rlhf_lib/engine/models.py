@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,6 +27,7 @@ from .fused import chosen_log_probs
 from .loading import load_model
 from .sharding import passes_through
 
+TextsT = TypeVar("TextsT", bound=Texts)
 States, Actions, PerChoice = Float[Tensor, "N D"], Int[Tensor, "N"], Float[Tensor, "N"]
 LOGITS_AT_ONCE = 2**22  # numbers in one block of logits: 16 MiB in float32
 
@@ -52,6 +54,16 @@ def freeze(model: nn.Module) -> nn.Module:
 def hidden_states(model: nn.Module, tokens: Tokens) -> Tensor:
     """[B, T, D] after the final norm: what the head reads."""
     return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+
+
+def read_ahead(model: nn.Module, texts: TextsT) -> TextsT:
+    """The same texts, once a frozen trunk has read them if the model has one: those of a prompt all together.
+
+    Micro-batches may part those of a prompt, other ones at another size; their last bits must not depend on it.
+    """
+    if trunk := vars(model.base_model).get("trunk"):
+        trunk.states_of(trunk.rows(texts.tokens))
+    return texts
 
 
 def layers_of(model: nn.Module) -> nn.ModuleList:

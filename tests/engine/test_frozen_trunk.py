@@ -82,6 +82,17 @@ def test_a_text_does_not_depend_on_its_batch():
         assert torch.equal(alone[REAL[row]], together[row][REAL[row]])
 
 
+@pytest.mark.parametrize("pad", [PAD, EOS])
+def test_a_text_does_not_depend_on_the_width_of_its_batch(pad):
+    """Rejects a text that is another one, with other last bits, where it is the longest and no padding follows it."""
+    text = [9, 3, 4, *PROMPT_END, 11, 12, EOS] if pad != EOS else [9, 3, 4, *PROMPT_END, 11, 12, 13]
+    trunk = new_trunk(pad, prompt_end=PROMPT_END)
+    trunk.adopt(tiny_llama())
+    runs = runs_of(trunk)
+    alone, beside = (trunk.states(torch.tensor([text + [pad] * more])) for more in (0, 3))
+    assert torch.equal(alone[0], beside[0, : len(text)]) and len(runs) == 2
+
+
 @pytest.mark.parametrize("make", [tiny_llama, tiny_neox])
 def test_a_prompt_is_read_once(make):
     """Rejects texts that start anew behind their prompt (positions, attention), and a prompt that each of them reads.
@@ -118,8 +129,8 @@ def test_a_text_does_not_depend_on_texts_below_other_prompts():
     together = one.states(tokens)
     assert torch.equal(other.states(tokens[:2]), together[:2])
     assert torch.equal(other.states(tokens[2:]), together[2:])
-    first = next(row for row in one.read if row[5:8] == (11, 12, EOS))
-    del one.read[first]
+    first = next(row for row in one.known if row[5:8] == (11, 12, EOS))
+    del one.known[first]
     runs = runs_of(one)
     assert torch.equal(one.states(tokens), together)
     assert runs == [3]
@@ -135,12 +146,12 @@ def test_what_there_is_no_room_for(monkeypatch):
     trunk, roomy = new_trunk(EOS, prompt_end=PROMPT_END), FrozenTrunk(trainable_layers=1, pad_token_id=EOS)
     trunk.adopt(tiny_llama()), roomy.adopt(tiny_llama())
     trunk.states(tokens[:1])
-    assert trunk.read.currsize == 4 * (5 + 3) * 32 and trunk.prompts.currsize == 4 * 5 * (32 + 32)
+    assert trunk.known.currsize == 4 * (5 + 3) * 32 and trunk.known_prompts.currsize == 4 * 5 * (32 + 32)
     trunk.states(tokens[2:3])
-    assert list(trunk.read) == [(5, 7, 8), (5, 7, 8, 14, 15, 16, EOS)] and list(trunk.prompts) == [(5, 7, 8)]
-    assert trunk.read.currsize == 4 * (3 + 4) * 32 and trunk.prompts.currsize == 4 * 3 * (32 + 32)
+    assert list(trunk.known) == [(5, 7, 8), (5, 7, 8, 14, 15, 16, EOS)] and list(trunk.known_prompts) == [(5, 7, 8)]
+    assert trunk.known.currsize == 4 * (3 + 4) * 32 and trunk.known_prompts.currsize == 4 * 3 * (32 + 32)
     torch.testing.assert_close(trunk.states(tokens), roomy.states(tokens), rtol=1e-4, atol=1e-5)
-    assert trunk.read.currsize <= 4 * 8 * 32
+    assert trunk.known.currsize <= 4 * 8 * 32
 
 
 def test_what_is_remembered_holds_nothing_else():
@@ -148,7 +159,7 @@ def test_what_is_remembered_holds_nothing_else():
     trunk = new_trunk(EOS, prompt_end=PROMPT_END)
     trunk.adopt(tiny_llama())
     trunk.states(texts_of_two_prompts()[0])
-    assert all(states.untyped_storage().nbytes() == states.nbytes for states in trunk.read.values())
+    assert all(states.untyped_storage().nbytes() == states.nbytes for states in trunk.known.values())
 
 
 def test_keys_and_values_go_first(monkeypatch):

@@ -68,22 +68,41 @@ def test_all_stages_and_resuming(tmp_path):
             assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), (stage, name)
 
 
-def test_texts_of_a_post_are_read_together(tmp_path, monkeypatch):
-    """Rejects texts that are read in the groups that micro-batches make of them, which are others in a resumed run."""
+@pytest.fixture
+def groups(monkeypatch) -> dict[tuple[int, ...], list[int]]:
+    """Of each prompt, how many texts below it the trunk read at a time."""
     groups, read = {}, FrozenTrunk._read
 
     def watched(trunk, prompt, texts):
-        groups.setdefault(prompt, set()).add(len(texts))
+        groups.setdefault(prompt, []).append(len(texts))
         return read(trunk, prompt, texts)
 
+    monkeypatch.setattr(FrozenTrunk, "_read", watched)
+    return groups
+
+
+def test_texts_of_a_post_are_read_together(tmp_path, groups):
+    """Rejects texts that are read in the groups that micro-batches make of them, which are others in a resumed run."""
     run = small_run(tmp_path)
     run_pipeline(run, ("sft", "preferences"))
-    monkeypatch.setattr(FrozenTrunk, "_read", watched)
+    groups.clear()
     run_pipeline(small_run(tmp_path, resume=True), ("sft", "preferences", "reward_model"))
     rows = read_lines(tmp_path / "preferences.jsonl")
     prompts = [tuple(ids) for ids in run.world.tokenizer([row["prompt"] for row in rows]).input_ids]
     different = [len(set(zip(row["summaries"], row["finished"], strict=True))) for row in rows]
-    assert [groups[prompt] - {1} for prompt in prompts] == [{count} - {1} for count in different]
+    assert [set(groups[prompt]) - {1} for prompt in prompts] == [{count} - {1} for count in different]
+
+
+def test_ppo_reads_the_texts_of_a_post_once(tmp_path, groups):
+    """Rejects a rollout whose micro-batches part the texts of a post, and texts that differ at the edge."""
+    run_pipeline(small_run(tmp_path), ("sft", "preferences", "reward_model"))
+    groups.clear()
+    changes = ["ppo.updates=1", "ppo.batch_size=16", "ppo.minibatches=2", "ppo.micro_batch_size=2"]
+    run = replace(
+        small_run(tmp_path / "ppo"), source=RunFolder(tmp_path), settings=load_settings("smollm2", [*CHANGES, *changes])
+    )
+    run_pipeline(run, ("ppo",))
+    assert len(groups) == 4 and all(len(texts) == 1 for texts in groups.values()) and max(groups.values()) > [1]
 
 
 def test_lean_on_the_trunk(tmp_path):
