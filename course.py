@@ -1,7 +1,7 @@
 """RLHF from Scratch: set it up and use it with Python 3.10+ alone. The first call installs into .venv/.
 
-    python3 course.py run [ARGS...]    train the tiny pipeline (SFT, reward model, PPO) on the CPU, offline, and write
-                                       a report; ARGS go to `python -m rlhf_lib run`, e.g. --out runs/mine
+    python3 course.py run [ARGS...]    train the tiny pipeline (SFT, reward model, PPO), offline, on a GPU if there is
+                                       one, and write a report; ARGS go to `python -m rlhf_lib run`, as --out runs/mine
     python3 course.py lab [ARGS...]    open the lessons in JupyterLab; the exercises are copied to my_work/ (what is
                                        there already stays as it is); ARGS go to jupyter lab, e.g. --no-browser
     python3 course.py test [ARGS...]   run the tests and every notebook; ARGS go to pytest, e.g. -x tests/maths
