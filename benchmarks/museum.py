@@ -1,6 +1,6 @@
 """Record every bug of the museum, and healthy runs, over six seeds: what lesson 08 and the doctor look at.
 
-    python -m benchmarks.museum                    # what is missing; some five seconds each on a quiet core, 198 in all
+    python -m benchmarks.museum                    # what is missing; some five seconds each on a quiet core, 204 in all
     python -m benchmarks.museum --seeds 0 --only "reward sign" --anew
 
 Runs that are in the file already stay, so that it can be stopped and gone on with; made under other settings, all go.

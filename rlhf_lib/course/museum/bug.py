@@ -27,7 +27,7 @@ RUNGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Bug:
-    """A mistake that somebody made, as a change of one or two parts of PPO.
+    """A mistake that somebody made, as a change of one part of PPO, or of all parts that read what it moves.
 
     says      what the code does, in a line, for whoever has given up
     symptom   what it looks like from outside

@@ -94,7 +94,8 @@ BUGS = (
         rung="understanding",
         says="the ratio is taken in FP16 and multiplied with the loss scale before it leaves it: 65,504 is the end",
         symptom="the run stops: the loss is not finite",
-        seen_in="FP16 with a GradScaler; the write-up trains in mixed precision (REFERENCES.md#writeup)",
+        seen_in="FP16 with a GradScaler. In the write-up's own the forward pass was fine and the gradients of exp were "
+        "infinite (REFERENCES.md#writeup): lesson 09 shows that one, here the loss itself overflows",
         found_by="the dump: which tensor is the first that is not finite?",
         fix="log-probs, ratio and loss in float32",
         family="the loss is not finite",
@@ -106,7 +107,8 @@ BUGS = (
         rung="implementation",
         says="the schedule counts epochs where it should count updates: the rate is 0 half way",
         symptom="learning stops early, and it looks like convergence",
-        seen_in="the write-up's resume, by reading: a schedule advanced K times an update (REFERENCES.md#writeup)",
+        seen_in="two counts of one schedule. The write-up's resume has the reverse, by reading: a schedule that moves "
+        "once an epoch is set on by updates, so that the rate comes back too high (REFERENCES.md#writeup); lesson 07",
         found_by="learning_rate",
         fix="one step of the schedule for each update",
         family="the schedule ends early",
