@@ -1,10 +1,11 @@
-"""What each of several processes holds in PPO, with whole models and with its part of each (engine.sharding=fsdp2).
+"""What each of several processes holds in PPO, with whole models and with parts of them (engine.sharding).
 
     python -m benchmarks.sharding --processes 2
 
 Random Llamas of 31 million weights, one update of eight short texts. Counted are the bytes of all weights and of Adam's
-moments, once the update is over. Resident memory is what the process takes up (Linux): the most before the models are
-shared out, and the most from then on, each above what the imports take.
+moments, once the update is over; DeepSpeed has a copy of the weights that it steps, which counts as well. Without the
+package deepspeed its columns are left out. Resident memory is what the process takes up (Linux): the most before the
+models are shared out, and the most from then on, each above what the imports take.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -29,6 +31,7 @@ WORK = Work(
     hidden=512, layers=8, heads=8, inter=1408, vocab=8192, prompt=16, response=8, batch=8, micro_batches=4, epochs=1,
     lean=False,
 )  # fmt: skip
+HOW = ("whole", "fsdp2", "zero2", "zero3")
 ROWS = {
     "weights": "weights of four models",
     "moments": "Adam's moments of two",
@@ -37,7 +40,7 @@ ROWS = {
 }
 
 
-def one_process(sharded: bool) -> None:
+def one_process(sharding: str) -> None:
     """Prints what it held, in bytes, as JSON in its last line."""
     from rlhf_lib.algorithms import ppo
     from rlhf_lib.engine import distributed
@@ -49,15 +52,16 @@ def one_process(sharded: bool) -> None:
     imports = peak_memory_mib()
     state, batches, config = our_state_and_batches(WORK, updates=1, seed=0)
     at_first = peak_memory_mib() - imports
-    if sharded:
-        share_out(state.policy, state.critic, optimizer=state.optimizer)
-        share_out(state.reference, state.reward_model)
+    if sharding != "whole":
+        share_out(state.policy, state.critic, optimizer=state.optimizer, how=sharding)
+        share_out(state.reference, state.reward_model, how=sharding)
     forget_the_peak()
     for _ in ppo.train_ppo(state, batches, config):
         pass
     models = state.policy, state.critic, state.reference, state.reward_model
+    stepped = [flat for part in getattr(state.optimizer, "in_parts", []) for flat in part.flat]
     found = dict(
-        weights=held(weight for model in models for weight in model.parameters()),
+        weights=held(weight for model in models for weight in model.parameters()) + held(stepped),
         moments=held(moment for known in state.optimizer.state.values() for moment in known.values()),
         at_first=at_first * 2**20,
         afterwards=(peak_memory_mib() - imports) * 2**20,
@@ -77,12 +81,12 @@ def forget_the_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def measure(processes: int, sharded: bool) -> dict[str, float]:
+def measure(processes: int, sharding: str) -> dict[str, float]:
     """Of each number the most that any process found."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         group = dict(WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))
-    command = [sys.executable, "-m", "benchmarks.sharding", "--one", *["--sharded"] * sharded]
+    command = [sys.executable, "-m", "benchmarks.sharding", "--one", sharding]
     pipe = dict(text=True, stdout=subprocess.PIPE)
     common = os.environ | group | dict(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", ACCELERATE_USE_CPU="true")
     started = [
@@ -96,16 +100,15 @@ def measure(processes: int, sharded: bool) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--sharded", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=HOW, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
-        one_process(asked.sharded)
+        one_process(asked.one)
         return
-    whole, parts = (measure(asked.processes, sharded) for sharded in (False, True))
-    print(f"| MiB in each of {asked.processes} processes | whole | fsdp2 |\n| --- | ---: | ---: |")
+    found = {how: measure(asked.processes, how) for how in (HOW if find_spec("deepspeed") else HOW[:2])}
+    print(f"| MiB in each of {asked.processes} processes | {' | '.join(found)} |\n| --- |{' ---: |' * len(found)}")
     for name, label in ROWS.items():
-        print(f"| {label} | {whole[name] / 2**20:.0f} | {parts[name] / 2**20:.0f} |")
+        print(f"| {label} | {' | '.join(f'{one[name] / 2**20:.0f}' for one in found.values())} |")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ The specifications loop over one unpadded row at a time, with Python floats, and
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ def _can_shard() -> bool:
 
 
 SHARDED = pytest.mark.skipif(not _can_shard(), reason="this version of torch is too old for engine.sharding=fsdp2")
+DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+IN_PARTS = {"fsdp2": SHARDED, "zero2": DEEPSPEED, "zero3": DEEPSPEED}
 
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import distributed, sharding
+from . import distributed, sharding, zero
 from .files import DamagedError, brief, flush, naming
 
 FORMAT = 1
@@ -149,8 +149,8 @@ def read(path: Path) -> Checkpoint:
 
 def _tensors(models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Names to tensors; a weight that a model uses twice (tied embeddings) is stored once."""
-    weights = {f"{name}/{key}": weight.detach() for name, m in models.items() for key, weight in _learning(m)}
-    states = optimizer.state_dict()["state"]
+    weights = {f"{name}/{key}": weight for name, m in models.items() for key, weight in _learning(m)}
+    states = zero.moments(optimizer) if zero.is_in_parts(optimizer) else optimizer.state_dict()["state"]
     moments = {f"optimizer/{place}/{key}": value for place, state in states.items() for key, value in state.items()}
     return {name: tensor.contiguous() for name, tensor in {**weights, **moments}.items()}
 

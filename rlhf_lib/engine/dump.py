@@ -120,7 +120,7 @@ def _table(tensors: Mapping[str, Tensor]) -> dict[str, dict]:
             "not_finite": "" if torch.isfinite(tensor.norm()) else _count(tensor),
             "largest": float(torch.where(torch.isfinite(tensor), tensor, 0).abs().max()),
         }
-        for name, tensor in ((name, own_part(tensor.detach())) for name, tensor in tensors.items())
+        for name, tensor in ((name, own_part(tensor).detach()) for name, tensor in tensors.items())
     }
 
 

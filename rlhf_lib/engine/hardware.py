@@ -5,6 +5,7 @@ Randomness stays on the CPU (see `sampling.uniforms`), so that a device changes 
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 from dataclasses import fields, is_dataclass
@@ -14,6 +15,7 @@ import torch
 
 Placeable = TypeVar("Placeable")
 CPU = torch.device("cpu")
+DEEPSPEED = "0.19.8"  # the oldest that was tried
 
 
 def device_of(name: str) -> torch.device:
@@ -82,6 +84,18 @@ def refuse_to_shard() -> None:
 
     if not hasattr(getattr(fsdp, "FSDPModule", None), "set_force_sum_reduction_for_comms"):
         raise ValueError(f"torch {torch.__version__} is too old for it: update torch, or leave it at none")
+
+
+def refuse_without_deepspeed() -> None:
+    """raises ValueError unless DeepSpeed is here, and new enough to be told when a step has all its gradients."""
+    try:
+        found = importlib.metadata.version("deepspeed")
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError("the package deepspeed is not installed: pip install deepspeed, or take fsdp2") from None
+    from packaging.version import Version  # comes with it
+
+    if Version(found) < Version(DEEPSPEED):
+        raise ValueError(f"deepspeed {found} is too old for it: update it to {DEEPSPEED}, or take fsdp2")
 
 
 def _cpu_was_asked_for() -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from . import distributed, loss_scaling
+from . import distributed, loss_scaling, zero
 from .sharding import is_sharded, own_part, put_together
 
 OVERFLOW = "gradients overflow in float16 however small the loss is scaled: take bfloat16 or float32"
@@ -43,6 +43,8 @@ def step(optimizer: torch.optim.Optimizer, *, max_grad_norm: float | None) -> li
     Where losses are scaled, a step whose gradients overflow is left out: its norms are not finite.
     raises  NonFiniteError before anything is changed
     """
+    if zero.is_in_parts(optimizer):
+        return _step_in_parts(optimizer, max_grad_norm)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     distributed.add_up_gradients(weight for weight in weights if not is_sharded(weight))  # of the others it is done
     loss_scaling.unscale(optimizer)
@@ -61,6 +63,13 @@ def step(optimizer: torch.optim.Optimizer, *, max_grad_norm: float | None) -> li
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norms
+
+
+def _step_in_parts(optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> list[float]:
+    try:
+        return zero.step(optimizer, max_grad_norm=max_grad_norm)
+    except FloatingPointError as error:
+        raise NonFiniteError(str(error), {}, {}) from None
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, *learning_rates: float) -> None:
@@ -89,6 +98,9 @@ def backward(name: str, loss: Tensor, optimizer: torch.optim.Optimizer, evidence
     found = {**evidence, "loss": loss.detach()}
     if not torch.isfinite(loss).all():
         raise NonFiniteError(f"{name} is not finite: {loss.tolist()}", found, _take_gradients(optimizer))
+    if zero.is_in_parts(optimizer):
+        zero.backward(loss)
+        return  # `step` looks at the gradients: no weight has one
     loss_scaling.scaled(loss, optimizer).backward()
     if loss_scaling.is_scaled(optimizer):
         return  # `step` looks at the gradients: they may overflow

@@ -48,10 +48,10 @@ def sample(
     returns      `Samples`, right-padded; sampler_log_probs are the sampler's own, to be compared with a forward pass
     """
     own = distributed.own_share(torch.arange(len(prompts), device=prompts.device))
-    with sharding.whole(model):
+    with sharding.whole(model) as writer:
         written = [
             _write(
-                model, prompts[rows], prompt_lengths[rows], uniforms[rows.cpu()],
+                writer, prompts[rows], prompt_lengths[rows], uniforms[rows.cpu()],
                 temperature=temperature, eos_token_id=eos_token_id, pad_token_id=pad_token_id,
             )
             for rows in own.split(getattr(model, "sampled_at_once", len(prompts)))

@@ -8,13 +8,13 @@ after the other. How many tokens it has in them is its own affair.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import wraps
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial, wraps
 
 import torch
 from torch import Tensor, nn
 
-from . import distributed
+from . import distributed, zero
 
 
 def shard(model: nn.Module, layers: Sequence[nn.Module]) -> nn.Module:
@@ -32,6 +32,7 @@ def shard(model: nn.Module, layers: Sequence[nn.Module]) -> nn.Module:
         part.set_gradient_divide_factor(1.0)  # added up, as losses are divided by the global count already
         part.set_force_sum_reduction_for_comms(True)  # gloo adds and does nothing else
     model.pass_through = lambda function, *inputs, **settings: function(model, *inputs, **settings)
+    model.with_all_weights = partial(_unsharded, model)
     register_fsdp_forward_method(model, "pass_through")
     return model
 
@@ -48,12 +49,13 @@ def passes_through(function: Callable) -> Callable:
     return passing
 
 
+def whole(model: nn.Module) -> AbstractContextManager[nn.Module]:
+    """Within, the model that this gives has all its weights, and may make as many passes as it likes; no gradients."""
+    return getattr(model, "with_all_weights", partial(nullcontext, model))()
+
+
 @contextmanager
-def whole(model: nn.Module) -> Iterator[None]:
-    """Within, this process holds all weights of the model, which may make as many passes as it likes; no gradients."""
-    if not hasattr(model, "pass_through"):
-        yield
-        return
+def _unsharded(model: nn.Module) -> Iterator[nn.Module]:
     from torch.distributed.fsdp import FSDPModule
 
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
@@ -61,7 +63,7 @@ def whole(model: nn.Module) -> Iterator[None]:
     for part in parts:
         part.unshard()
     try:
-        yield
+        yield model
     finally:
         for part in parts:
             part.reshard()
@@ -70,16 +72,20 @@ def whole(model: nn.Module) -> Iterator[None]:
 
 def is_sharded(x: Tensor) -> bool:
     """Whether this is a part of something that other processes hold the rest of."""
-    return hasattr(x, "full_tensor")
+    return hasattr(x, "full_tensor") or zero.is_apart(x)
 
 
 def put_together(x: Tensor) -> Tensor:
     """The whole of it, for every process; all of them must ask."""
+    if zero.is_apart(x):
+        return zero.put_together(x)
     return x.full_tensor() if is_sharded(x) else x
 
 
 def own_part(x: Tensor) -> Tensor:
     """What of it this process holds; nobody else is asked."""
+    if zero.is_apart(x):
+        return zero.own_part(x)
     return x.to_local() if is_sharded(x) else x
 
 
@@ -100,6 +106,6 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found: dict[int, Tensor] = {}
     for tensor in tensors.values():
         if id(tensor) not in found:
-            complete = tensor.full_tensor().cpu() if is_sharded(tensor) else tensor
+            complete = put_together(tensor).cpu() if is_sharded(tensor) else tensor
             found[id(tensor)] = complete.detach() if distributed.is_main() else torch.empty(0)
     return {name: found[id(tensor)] for name, tensor in tensors.items()} if distributed.is_main() else {}

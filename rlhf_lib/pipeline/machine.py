@@ -16,7 +16,6 @@ from .settings import Settings
 # What `accelerate launch` says of its own settings, by the variable in which it says so: nothing of it may be ignored
 MIXED_PRECISION = {"bf16": "bfloat16", "fp16": "float16", "fp8": "float8"}
 NOT_OURS = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed, and a run has an optimiser of its own, in parts with engine.sharding=fsdp2",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM, and a run takes models of Transformers as they are",
 }
 FSDP2 = {  # what engine.sharding=fsdp2 is in these words; what is not said is not asked for
@@ -28,6 +27,15 @@ FSDP2 = {  # what engine.sharding=fsdp2 is in these words; what is not said is n
     "FSDP_STATE_DICT_TYPE": "full_state_dict",
     "FSDP_ACTIVATION_CHECKPOINTING": "false",
 }
+DEEPSPEED = {  # what engine.sharding=zero2 and zero3 are, likewise, but for the stage
+    "ACCELERATE_DEEPSPEED_CONFIG_FILE": "none",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+    "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+    "ACCELERATE_GRADIENT_CLIPPING": "none",
+}
+LAUNCHED_BY = {"fsdp2": "fsdp2.yaml", "zero2": "deepspeed_zero2.yaml", "zero3": "deepspeed_zero3.yaml"}
 
 
 def device_of(settings: Settings) -> torch.device:
@@ -52,13 +60,21 @@ def refuse_impossible(settings: Settings) -> None:
             engine.attention, engine.precision, device
         ),
         "engine.compile=true": lambda: engine.compile and hardware.refuse_to_compile(device),
-        f"engine.sharding={engine.sharding}": lambda: engine.sharding == "fsdp2" and hardware.refuse_to_shard(),
+        f"engine.sharding={engine.sharding}": lambda: _refuse_to_share_out(engine.sharding),
     }
     for setting, check in checks.items():
         try:
             check()
         except ValueError as error:
             raise SettingsError(f"{setting}: {error}") from None
+
+
+def _refuse_to_share_out(sharding: str) -> None:
+    """raises ValueError if what does it is not here."""
+    if sharding == "fsdp2":
+        hardware.refuse_to_shard()
+    elif sharding != "none" and distributed.size() > 1:
+        hardware.refuse_without_deepspeed()
 
 
 def _refuse_idle_processes(settings: Settings) -> None:
@@ -101,20 +117,24 @@ def refuse_other_launch(settings: Settings) -> None:
         if _is_on(variable):
             raise SettingsError(f"accelerate launch asks for {what}: start it as docs/processes.md says")
     if _is_on("ACCELERATE_USE_FSDP"):
-        _refuse_other_fsdp(settings)
+        _refuse_other_parts(settings, "FSDP", ("fsdp2",), FSDP2)
+    if _is_on("ACCELERATE_USE_DEEPSPEED"):
+        stage = {"ACCELERATE_DEEPSPEED_ZERO_STAGE": settings.engine.sharding[-1]}
+        _refuse_other_parts(settings, "DeepSpeed", ("zero2", "zero3"), stage | DEEPSPEED)
 
 
-def _refuse_other_fsdp(settings: Settings) -> None:
-    if settings.engine.sharding != "fsdp2":
+def _refuse_other_parts(settings: Settings, asked_for: str, ours: tuple[str, ...], wanted: dict[str, str]) -> None:
+    sharding = settings.engine.sharding
+    if sharding not in ours:
         raise SettingsError(
-            f"accelerate launch asks for FSDP, but engine.sharding={settings.engine.sharding}: say it with --set "
-            "engine.sharding=fsdp2 as well, or take configs/accelerate/ddp.yaml"
+            f"accelerate launch asks for {asked_for}, but engine.sharding={sharding}: say it with --set "
+            f"engine.sharding={' or '.join(ours)} as well, or take configs/accelerate/ddp.yaml"
         )
-    for variable, ours in FSDP2.items():
-        if (asked := os.environ.get(variable, ours).lower()) != ours:
+    for variable, value in wanted.items():
+        if (asked := os.environ.get(variable, value).lower()) != value:
             raise SettingsError(
-                f"accelerate launch asks for {variable.lower()}={asked}, and a run has {ours}: take "
-                "configs/accelerate/fsdp2.yaml"
+                f"accelerate launch asks for {variable.lower()}={asked}, and a run has {value}: take "
+                f"configs/accelerate/{LAUNCHED_BY[sharding]}"
             )
 
 
@@ -124,6 +144,8 @@ def _is_on(variable: str) -> bool:
 
 def _contradictions(settings: Settings) -> dict[str, bool]:
     engine, ppo = settings.engine, settings.ppo
+    parts = f"engine.sharding={engine.sharding}"
+    by_deepspeed = engine.sharding in ("zero2", "zero3")
     hooks = "its hooks on the last layer are not there when that layer"
     return {
         f"ppo.lean=true computes in float32, not with engine.precision={engine.precision}": ppo.lean
@@ -138,8 +160,11 @@ def _contradictions(settings: Settings) -> dict[str, bool]:
         and engine.gradient_checkpointing,
         f"ppo.skip_unread=true does not go with engine.compile=true: {hooks} has been compiled": ppo.skip_unread
         and engine.compile,
-        "ppo.lean=true does not go with engine.sharding=fsdp2: it does not run the model's own layers": ppo.lean
+        f"ppo.lean=true does not go with {parts}: it does not run the model's own layers": ppo.lean
         and engine.sharding != "none",
-        "world.trainable_layers does not go with engine.sharding=fsdp2: all models share the layers below":
+        f"world.trainable_layers does not go with {parts}: all models share the layers below":
         settings.world.trainable_layers is not None and engine.sharding != "none",
+        f"{parts} does not go with engine.precision=float16: DeepSpeed takes the gradients before they are unscaled":
+        by_deepspeed and engine.precision == "float16",
+        f"{parts} does not go with engine.compile=true: nobody has tried": by_deepspeed and engine.compile,
     }  # fmt: skip

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -82,8 +82,9 @@ class Run:
 
     def share_out(self, *models: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Leave this process its part of the models, where the settings say so and there are others for the rest."""
-        if self.settings.engine.sharding == "fsdp2" and distributed.size() > 1:
-            share_out(*models, optimizer=optimizer)
+        how = self.settings.engine.sharding
+        if how != "none" and distributed.size() > 1:
+            share_out(*models, optimizer=optimizer, how=how)
 
     def read_ahead(self, batch: Comparisons) -> Comparisons:
         """The same batch, once the trunk that all models share has read its texts, all of a post together.
@@ -120,8 +121,12 @@ class Run:
         """
         if self.settings.engine.precision == "float16":
             loss_scaling.scale_losses(optimizer, self.device)
-        self.share_out(*trained.values(), optimizer=optimizer)
+        to_parts = partial(self.share_out, *trained.values(), optimizer=optimizer)
+        if early := self.settings.engine.sharding == "fsdp2":
+            to_parts()
         start = self._restore(stage, trained, optimizer)
+        if not early:  # DeepSpeed takes over what it finds
+            to_parts()
         distributed.wait_for_all()  # before the main process saves what comes after it
         reported = ({**row, **loss_scaling.report(optimizer)} for row in steps(start))
         logged = self.out.log(stage, reported, start=start)

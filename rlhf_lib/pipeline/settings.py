@@ -94,13 +94,13 @@ class EngineConfig:
     attention: str = "sdpa"  # PyTorch's kernels; eager: operation by operation; flash_attention_2: package flash-attn
     gradient_checkpointing: bool = False  # layers run again for their backward pass: less memory, the same bits
     compile: bool = False  # torch.compile for the layers, but not while sampling; changes results by rounding only
-    sharding: str = "none"  # fsdp2: of several processes each holds its part of all weights; see docs/processes.md
+    sharding: str = "none"  # fsdp2, zero2, zero3: of several processes each holds its part; see docs/processes.md
 
     def __post_init__(self):
         _one_of(self, "device", "auto", "cpu", "cuda")
         _one_of(self, "precision", "float32", "bfloat16", "float16")
         _one_of(self, "attention", "sdpa", "eager", "flash_attention_2")
-        _one_of(self, "sharding", "none", "fsdp2")
+        _one_of(self, "sharding", "none", "fsdp2", "zero2", "zero3")
 
 
 def _one_of(config: object, name: str, *known: str) -> None:

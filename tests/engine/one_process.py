@@ -1,11 +1,12 @@
 """One process of a run: a few steps of SFT, reward model and PPO, and what they leave, in a file of its own.
 
-RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29555 python -m tests.engine.one_process FOLDER [sharded]
+RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29555 python -m tests.engine.one_process FOLDER [SHARDING]
 """
 
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 
 from rlhf_lib.algorithms import ppo, reward_model, sft
 from rlhf_lib.algorithms.parts import Parts
-from rlhf_lib.engine import distributed, models
+from rlhf_lib.engine import checkpoint, distributed, models
 from rlhf_lib.engine.preparation import share_out
 from rlhf_lib.engine.sharding import own_part, put_together
 from tests.tiny import EOS, PAD, disturb, ragged_prompts, ragged_texts, tiny_llama
@@ -21,7 +22,7 @@ from tests.tiny import EOS, PAD, disturb, ragged_prompts, ragged_texts, tiny_lla
 ROWS = 7  # not to be divided evenly by 2 or 4
 
 
-def whole(*_, **__) -> None:
+def in_whole(*_, **__) -> None:
     """In place of `share_out`: every process keeps all of all models."""
 
 
@@ -58,6 +59,7 @@ def ppo_steps(share_out):
     yield policy
     yield critic
     yield ppo.collect(state, ragged_prompts(ROWS, 2), config, Parts()).tokens
+    yield {"policy": policy, "critic": critic}, state.optimizer
     moments = [value for of_weight in state.optimizer.state.values() for value in of_weight.values()]
     weights = [weight for model in (policy, critic, scorer, state.reference) for weight in model.parameters()]
     print(sum(own_part(tensor).numel() for tensor in moments + weights if tensor.dim()))
@@ -66,17 +68,21 @@ def ppo_steps(share_out):
 def main(folder: Path, share_out: Callable[..., None]) -> None:
     distributed.begin()
     torch.set_num_threads(1)
+    models.LOGITS_AT_ONCE = 256  # heads run in blocks, and in each process in another number of them
     rows, tensors = [], {}
     for name, steps in {"sft": sft_steps, "reward_model": reward_model_steps, "ppo": ppo_steps}.items():
         for number, left in enumerate(steps(share_out)):
             if isinstance(left, dict):
                 rows.append({"stage": name, **left})
+            elif isinstance(left, tuple):
+                checkpoint.save(folder / "checkpoints", 2, *left, facts={})
             else:
-                found = left.state_dict() if isinstance(left, torch.nn.Module) else {"tokens": left}
-                tensors |= {f"{name}.{number}.{key}": put_together(value).clone() for key, value in found.items()}
+                found = left.state_dict(keep_vars=True) if isinstance(left, torch.nn.Module) else {"tokens": left}
+                whole = {key: put_together(value).detach().clone() for key, value in found.items()}
+                tensors |= {f"{name}.{number}.{key}": value for key, value in whole.items()}
     save_file(tensors, folder / f"{distributed.rank()}.safetensors")
     (folder / f"{distributed.rank()}.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), share_out if "sharded" in sys.argv[2:] else whole)
+    main(Path(sys.argv[1]), partial(share_out, how=sys.argv[2]) if sys.argv[2:] else in_whole)

@@ -6,6 +6,7 @@ One row of a table is one case. What it rejects is a traceback, a silent go-ahea
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -108,7 +109,12 @@ REQUESTS = {
         "--set world.trainable_layers=1 --set engine.sharding=fsdp2",
         "world.trainable_layers does not go with engine.sharding=fsdp2",
     ),
-    "no such sharding": ("--set engine.sharding=zero3", "sharding must be none or fsdp2"),
+    "no such sharding": ("--set engine.sharding=zero1", "sharding must be none, fsdp2, zero2 or zero3"),
+    **{
+        f"{sharding} and {change}": (f"--set engine.sharding={sharding} --set {change}", f"engine.sharding={sharding}")
+        for sharding in ("zero2", "zero3")
+        for change in ("engine.precision=float16", "engine.compile=true", "world.trainable_layers=1", "ppo.lean=true")
+    },
     "longer than the context": ("--set ppo.response_length=72", "ppo.response_length=72 is too long"),
     "too few pairs": ("--set preferences.posts=3 --set reward_model.posts_per_batch=4", "preferences.posts=3 gives"),
     "never a checkpoint": ("--checkpoint-seconds nan", "--checkpoint-seconds nan"),
@@ -131,7 +137,8 @@ LAUNCHES = {
     "fp16": ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "asks for float16, but engine.precision=float32"),
     "compiler": ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "asks for torch.compile (inductor)"),
     "FSDP": ({"ACCELERATE_USE_FSDP": "true"}, "asks for FSDP, but engine.sharding=none"),
-    "DeepSpeed": ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DeepSpeed"),
+    "DeepSpeed": ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DeepSpeed, but engine.sharding=none"),
+    "Megatron": ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "asks for Megatron-LM"),
 }
 
 
@@ -168,6 +175,51 @@ def test_a_launcher_that_knows_the_parts(monkeypatch):
             other.setenv(name, "another")
             with pytest.raises(SettingsError, match=f"{name.lower()}=another"):
                 refuse_other_launch(settings)
+
+
+LAUNCHED_AS = {  # by `accelerate launch`, where its variable is not the entry of the file
+    "zero_stage": "DEEPSPEED_ZERO_STAGE",
+    "offload_optimizer_device": "DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
+    "offload_param_device": "DEEPSPEED_OFFLOAD_PARAM_DEVICE",
+    "zero3_init_flag": "DEEPSPEED_ZERO3_INIT",
+}
+
+
+@pytest.mark.parametrize("sharding", ["zero2", "zero3"])
+def test_a_launcher_that_knows_deepspeed(monkeypatch, sharding):
+    """Rejects a configs/accelerate/deepspeed_*.yaml that a run refuses, and one value of it that a run would ignore."""
+    file = yaml.safe_load(Path(f"configs/accelerate/deepspeed_{sharding}.yaml").read_text(encoding="utf-8"))
+    from_file = {f"ACCELERATE_{LAUNCHED_AS.get(name, name.upper())}": str(value).lower()
+                 for name, value in file["deepspeed_config"].items()}  # fmt: skip
+    asked = {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "none", **from_file}
+    settings = load_settings("tiny", [f"engine.sharding={sharding}"])
+    for name, value in {**asked, "ACCELERATE_USE_DEEPSPEED": "true"}.items():
+        monkeypatch.setenv(name, value)
+    refuse_other_launch(settings)
+    for name in asked:
+        with monkeypatch.context() as other:
+            other.setenv(name, "another")
+            with pytest.raises(SettingsError, match=f"{name.lower()}=another.*deepspeed_{sharding}.yaml"):
+                refuse_other_launch(settings)
+
+
+@pytest.mark.parametrize(("found", "says"), [(None, "not installed: pip install"), ("0.18.3", "0.18.3 is too old")])
+def test_no_deepspeed_here(monkeypatch, found, says):
+    """Rejects an ImportError in the middle of a run, a version that ends steps by a count of its own, and one process
+    that needs a package for a setting that does nothing in it.
+    """
+
+    def version(name):
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    settings = load_settings("tiny", ["engine.sharding=zero2"])
+    refuse_impossible(settings)
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    with pytest.raises(SettingsError, match=says):
+        refuse_impossible(settings)
 
 
 @pytest.mark.parametrize("change", ["sft.batch_size=3", "reward_model.posts_per_batch=3", "ppo.minibatches=64"])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_lib.engine.run_folder import read_lines
-from tests.helpers import SHARDED
+from tests.helpers import IN_PARTS
 
 SMALL = [
     f"--set={change}"
@@ -65,7 +65,10 @@ def numbers(folder: Path) -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize(("sharding", "then"), [("none", 2), pytest.param("fsdp2", 1, marks=SHARDED)])
+@pytest.mark.parametrize(
+    ("sharding", "then"),
+    [("none", 2), *(pytest.param(name, 1 if name == "fsdp2" else 2, marks=mark) for name, mark in IN_PARTS.items())],
+)
 def test_a_killed_process_and_a_run_that_goes_on(alone, tmp_path, sharding, then):
     """Rejects a process that waits for ever for one that is gone, and a run of two that is another run.
 
