@@ -159,8 +159,8 @@ TINY_OVEROPTIMISED = replace(
 # 28 pairs, and for PPO. Those to compare are written at temperature 1: at 0.7 a third of the pairs are ties.
 # Two layers learned the preferences sooner than four, and at 3e-3 in half as many steps as at 1e-3 (one run each). The
 # critic starts from scores that are only read at an EOS, so its values may move by 5, not by N+'s 0.2. With four steps
-# of an epoch it explained 0.2 to 0.7 of the returns' variance from the fifth update on (two seeds), with one step (another
-# run) from the eighth.
+# of an epoch it explained 0.2 to 0.7 of the returns' variance from the fifth update on (two seeds), with one step
+# (another run) from the eighth.
 SMOLLM2 = Settings(
     preset="smollm2",
     world=WorldConfig(name="smollm2", trainable_layers=2, sampled_at_once=64),
