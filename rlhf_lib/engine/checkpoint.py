@@ -7,7 +7,6 @@ when it is complete; the one before it is kept as well.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from . import distributed, sharding, zero
-from .files import DamagedError, brief, flush, naming
+from .files import DamagedError, brief, digest, flush, naming
 
 FORMAT = 1
 KEPT = 2
@@ -97,7 +96,7 @@ def save(
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
         save_file(tensors, draft / TENSORS)
-        written = {"format": FORMAT, "step": step, "sha256": _digest(draft / TENSORS), "facts": facts}
+        written = {"format": FORMAT, "step": step, "sha256": digest(draft / TENSORS), "facts": facts}
         (draft / FACTS).write_text(json.dumps(written), encoding="utf-8")
         for path in (draft / TENSORS, draft / FACTS, draft):
             flush(path)
@@ -140,7 +139,7 @@ def read(path: Path) -> Checkpoint:
             raise OtherVersionError(
                 f"checkpoint {path} has format {written['format']}, this version of the course reads {FORMAT}"
             )
-        if _digest(path / TENSORS) != written["sha256"]:
+        if digest(path / TENSORS) != written["sha256"]:
             raise CheckpointError(f"checkpoint {path} is damaged: its tensors are not the ones that were written")
         return Checkpoint(path, written["step"], written["facts"], load_file(path / TENSORS))
     except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
@@ -166,7 +165,3 @@ def _learning(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 def _steps(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

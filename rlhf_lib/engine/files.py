@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -37,6 +38,15 @@ def naming(path: Path) -> Iterator[None]:
 def brief(error: Exception) -> str:
     """The first line of an error, with its kind: what fits into one line about it."""
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file that may be larger than the memory."""
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def flush(path: Path) -> None:

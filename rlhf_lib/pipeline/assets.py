@@ -10,7 +10,6 @@ assets/manifest.json  SHA-256 of every file, versions, and the command
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import shutil
@@ -22,6 +21,7 @@ import torch
 
 from ..algorithms import ppo
 from ..algorithms.parts import Parts
+from ..engine.files import digest
 from ..engine.loading import save_tokenizer
 from ..engine.run_folder import RunFolder
 from ..maths.records import Rollout
@@ -66,7 +66,7 @@ def write_manifest(progress: Progress | None = None) -> None:
     """Name every shipped file by its hash."""
     import transformers
 
-    files = {path.relative_to(ASSETS).as_posix(): _digest(path) for path in _shipped()}
+    files = {path.relative_to(ASSETS).as_posix(): digest(path) for path in _shipped()}
     versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -86,7 +86,7 @@ BUILDERS: dict[str, Callable] = {
 def changed_files() -> list[str]:
     """Shipped files that are not the ones the manifest names, or that it does not name, or that are missing."""
     named = json.loads(MANIFEST.read_text())["sha256"]
-    here = {path.relative_to(ASSETS).as_posix(): _digest(path) for path in _shipped()}
+    here = {path.relative_to(ASSETS).as_posix(): digest(path) for path in _shipped()}
     return sorted(name for name in named.keys() | here.keys() if named.get(name) != here.get(name))
 
 
@@ -112,7 +112,3 @@ def _ship(name: str, model, tokenizer) -> None:
 
 def _shipped() -> list[Path]:
     return sorted(path for path in ASSETS.rglob("*") if path.is_file() and path != MANIFEST)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

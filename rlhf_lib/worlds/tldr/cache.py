@@ -19,10 +19,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ...engine.files import DamagedError, brief, flush, naming
+from ...engine.files import DamagedError, brief, digest, flush, naming
 from .encoding import pad_token_of, tokenise
 from .rows import Kind, Limits, read_rows
-from .sources import HubSplit, LocalFiles, digest, find_source
+from .sources import HubSplit, LocalFiles, find_source
 from .tokenised import Tokenised, TokenRows
 
 FORMAT = 1  # to be raised when the same rows would give other tokens

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...engine import hub
-from ...engine.files import DamagedError, brief
+from ...engine.files import DamagedError, brief, digest
 
 if TYPE_CHECKING:
     from .rows import Kind, Limits
@@ -60,15 +60,6 @@ def _files_of_split(folder: Path, split: str) -> list[Path]:
     if len({path.suffix for path in found}) > 1:
         raise DamagedError(f"{folder} has the split {split} both as .jsonl and as .parquet: name the one to read")
     return sorted(found)
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file that may be larger than the memory."""
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            found.update(block)
-    return found.hexdigest()
 
 
 @dataclass(frozen=True)
