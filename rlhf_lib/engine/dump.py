@@ -6,7 +6,8 @@
 A dump is a folder: `tensors.safetensors` holds the micro-batch (tokens, masks, targets, what the models made of them,
 and the terms of the loss), `dump.json` the facts: stage, steps done, settings, parts, and one line about each trained
 weight and its gradient. The weights are those of before the failing optimiser step. They are not in the dump; the last
-checkpoint, which the facts name, holds the latest that were saved.
+checkpoint, which the facts name, holds the latest that were saved. Of several processes the first leaves `dump`, the
+second `dump-1` and so on, each that found something.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from . import distributed
 from .files import DamagedError, brief, naming
 from .optimiser import NonFiniteError
 from .sharding import own_part
@@ -98,9 +100,9 @@ def culprits(error: NonFiniteError, models: Mapping[str, nn.Module]) -> list[str
 def refuse_non_finite(models: Mapping[str, nn.Module]) -> None:
     """Even a finite gradient can throw weights out of range. Ask before they are saved in the place of good ones.
 
-    raises  NonFiniteError
+    raises  NonFiniteError in all processes, whichever of them holds what is not finite
     """
-    if _not_finite(_weights(models)):
+    if distributed.any_process(bool(_not_finite(_weights(models)))):
         raise NonFiniteError("the weights are not finite after this step", {}, {})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -30,6 +29,7 @@ from ..worlds.layout import QUERY_END
 from ..worlds.world import World
 from .errors import InputError, MissingInputError, StoppedError, TrainingError
 from .machine import device_of
+from .pace import Pace
 from .settings import Settings
 
 # called with a stage, its steps, how many there are in all, and done=how many were done before
@@ -47,7 +47,7 @@ class Run:
     parts: Parts
     progress: Progress
     resume: bool = False  # go on from the output folder's checkpoints, and keep the stages that it has finished
-    checkpoint_seconds: float = 10.0  # how much work a kill may cost; 0 saves after every step
+    checkpoint_seconds: float = 10.0  # how much work a kill may cost, see `pace`; 0 saves after every step
 
     def input(self, name: str) -> Path:
         """A folder or file of an earlier stage: from this run if it is there, else from the source run."""
@@ -133,22 +133,27 @@ class Run:
         if distributed.is_main():
             logged = mirrored(self.out / "tensorboard" / stage, logged, before=self._logged(stage))
         shown = self.progress(stage, logged, total, done=start)
-        last_saved = time.monotonic()
+        pace = Pace(self.checkpoint_seconds)
         with graceful_stop() as stop, closing(shown), self._explained(stage, trained):
             for done, _ in enumerate(shown, start + 1):
                 stopping = distributed.any_process(stop.requested)
-                late = distributed.any_process(time.monotonic() - last_saved >= self.checkpoint_seconds)
+                late = distributed.any_process(distributed.is_main() and pace.due())  # it is the one that writes
                 if late or done == total or stopping:
-                    dump.refuse_non_finite(trained)
-                    logs = {"metrics_bytes": self.out.flush("metrics.jsonl")}
-                    facts = {**logs, "loss_scaling": loss_scaling.state_of(optimizer)}
-                    checkpoint.save(self._checkpoints(stage), done, trained, optimizer, facts)
-                    last_saved = time.monotonic()
-                if stopping and done < total:
+                    with pace.saving():
+                        self._save_checkpoint(stage, done, trained, optimizer)
+                if stopping:
                     raise StoppedError(
                         f"stopped in stage {stage} after step {done} of {total}; nothing is lost: the same command "
                         "with --resume goes on from here"
                     )
+
+    def _save_checkpoint(
+        self, stage: str, done: int, trained: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
+    ) -> None:
+        dump.refuse_non_finite(trained)
+        logs = {"metrics_bytes": self.out.flush("metrics.jsonl")}
+        facts = {**logs, "loss_scaling": loss_scaling.state_of(optimizer)}
+        checkpoint.save(self._checkpoints(stage), done, trained, optimizer, facts)
 
     @contextmanager
     def _explained(self, stage: str, trained: Mapping[str, nn.Module]) -> Iterator[None]:
@@ -168,8 +173,12 @@ class Run:
     def _dump(
         self, error: NonFiniteError, trained: Mapping[str, nn.Module], stage: str, done: int, saved: str | None
     ) -> str:
-        """Write what is needed to find out why; says what is not finite and how to look at it."""
-        folder, names = self.out / "dump", dump.culprits(error, trained)
+        """Write what is needed to find out why; says what is not finite and how to look at it.
+
+        Several processes may fail at once. Each has a folder of its own: it has other rows, or parts of weights.
+        """
+        name = "dump" if distributed.is_main() else f"dump-{distributed.rank()}"
+        folder, names = self.out / name, dump.culprits(error, trained)
         facts = {"stage": stage, "steps_done": done, "checkpoint": saved, "settings": asdict(self.settings)}
         try:
             dump.write(folder, error, trained, {**facts, "parts": self.parts.fingerprint()})

@@ -14,12 +14,26 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.helpers import IN_PARTS
+from tests.helpers import IN_PARTS, SHARDED
 
 # Of weights and moments, as many of each: what two processes hold of them.
 HELD = {"none": 1.0, "fsdp2": 0.5, "zero2": 0.75, "zero3": 0.5}
 # float32: sums over rows are taken in another order. Seen with 2 and 4: below 8e-7 in weights, 4e-6 in metrics.
 TOLERANCE = 2e-5
+
+
+def start(processes: int, *arguments: str) -> list[subprocess.Popen]:
+    """So many Pythons that are to find each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = dict(WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=port, ACCELERATE_USE_CPU="true")
+    common = os.environ | group | dict(OMP_NUM_THREADS="1")
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+    return [
+        subprocess.Popen([sys.executable, *arguments], env=common | dict(RANK=str(rank), LOCAL_RANK=str(rank)), **pipes)
+        for rank in range(processes)
+    ]
 
 
 def run(folder: Path, processes: int, *how: str) -> list[tuple[list[dict], dict[str, torch.Tensor], int]]:
@@ -28,17 +42,7 @@ def run(folder: Path, processes: int, *how: str) -> list[tuple[list[dict], dict[
     The weights and moments of PPO's checkpoint, which all write together, are with those of the first.
     """
     folder.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    group = dict(WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=port, ACCELERATE_USE_CPU="true")
-    common = os.environ | group | dict(OMP_NUM_THREADS="1")
-    command = [sys.executable, "-m", "tests.engine.one_process", str(folder), *how]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
-    started = [
-        subprocess.Popen(command, env=common | dict(RANK=str(rank), LOCAL_RANK=str(rank)), **pipes)
-        for rank in range(processes)
-    ]
+    started = start(processes, "-m", "tests.engine.one_process", str(folder), *how)
     said = [process.communicate(timeout=240) for process in started]
     assert [process.returncode for process in started] == [0] * processes, said
     left = [
@@ -89,3 +93,31 @@ def test_as_many_processes_as_one_likes(alone, tmp_path, processes, sharding):
                 value, expected_row[name], rel_tol=20 * TOLERANCE, abs_tol=20 * TOLERANCE
             )
             assert same or value != value, (row["stage"], name, value, expected_row[name])
+
+
+POISONED = """
+from rlhf_lib.engine import distributed, dump
+from rlhf_lib.engine.optimiser import NonFiniteError
+from rlhf_lib.engine.preparation import share_out
+from rlhf_lib.engine.sharding import own_part
+from tests.tiny import tiny_llama
+
+distributed.begin()
+model = tiny_llama()
+share_out(model, how="fsdp2")
+dump.refuse_non_finite({"policy": model})
+if distributed.rank() == 1:
+    own_part(next(model.parameters()).detach()).fill_(float("inf"))
+try:
+    dump.refuse_non_finite({"policy": model})
+except NonFiniteError as error:
+    print(error)
+"""
+
+
+@SHARDED
+def test_weights_that_are_not_finite_in_the_part_of_one():
+    """Rejects a process that looks at its own part alone, and goes on to save while the others have given up."""
+    started = start(2, "-c", POISONED)
+    said = [process.communicate(timeout=240) for process in started]
+    assert [out.strip() for out, _ in said] == ["the weights are not finite after this step"] * 2, said

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from filelock import FileLock
 
 from rlhf_lib.engine import checkpoint
 from rlhf_lib.engine.run_folder import read_lines
+from rlhf_lib.pipeline.errors import StoppedError
+from rlhf_lib.pipeline.pace import Pace
 from rlhf_lib.pipeline.pipeline import run_pipeline
 from tests.pipeline.runs import SMALL, small_run
 from tests.pipeline.test_pipeline import MADE_BY, OUTPUTS, content
@@ -146,6 +149,65 @@ def test_a_clock_that_jumps(undisturbed, tmp_path, monkeypatch):
     assert content(tmp_path, OUTPUTS) == content(undisturbed, OUTPUTS)
     kept = sorted(path.name for path in (tmp_path / "checkpoints" / "ppo").iterdir())
     assert kept == ["step-000004", "step-000006"]  # every second step, by the monotonic clock
+
+
+def test_saving_costs_a_twentieth_at_most(tmp_path, monkeypatch):
+    """Rejects a checkpoint after each ten seconds of work however long it takes to write: here two, so that the next
+    one has to wait for forty. The first is not expected to be cheap, and the last step is always saved.
+    """
+    clock, saved, save = [0.0], [], checkpoint.save
+
+    def slow_disk(folder, step, *rest):
+        save(folder, step, *rest)
+        saved.append(step)
+        clock[0] += 2
+
+    def ten_seconds_each(stage, steps, total, done=0):
+        for step in steps:
+            clock[0] += 10
+            yield step
+
+    run = replace(small_run(tmp_path, *LONGER), progress=ten_seconds_each)  # by default: every ten seconds
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: clock[0])
+        patch.setattr(time, "perf_counter", lambda: clock[0])
+        patch.setattr(checkpoint, "save", slow_disk)
+        run_pipeline(run, ["sft"])
+    assert saved == [1, 5, 9, 12]
+
+
+def test_a_laptop_that_sleeps_while_it_saves(monkeypatch):
+    """Rejects a pace that takes the night for the price of a checkpoint, and then saves none for a week."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    pace = Pace(10)
+    with pace.saving():
+        clock[0] += 30_000
+    clock[0] += 3599
+    assert not pace.due()
+    clock[0] += 1
+    assert pace.due()
+
+
+@pytest.mark.parametrize("stage", ["sft", "ppo"])
+def test_ctrl_c_in_the_last_step_of_a_stage(finished, tmp_path, stage):
+    """Rejects a Ctrl-C that is forgotten because the stage is over anyway: the next one would begin. The same command
+    with --resume then has no step left to make, and goes on behind it.
+    """
+
+    def at_the_end(name, steps, total, done=0):
+        for number, step in enumerate(steps, done + 1):
+            if name == stage and number == total:
+                signal.raise_signal(signal.SIGINT)
+            yield step
+
+    run = small_run(tmp_path)
+    with pytest.raises(StoppedError, match=rf"stopped in stage {stage} after step 2 of 2.*--resume"):
+        run_pipeline(replace(run, progress=at_the_end))
+    assert not (tmp_path / ("preferences.jsonl" if stage == "sft" else "samples.jsonl")).exists()
+    run_pipeline(replace(run, resume=True))
+    assert content(tmp_path, OUTPUTS) == content(finished, OUTPUTS)
 
 
 def test_a_time_that_was_cut_short(undisturbed, tmp_path):
