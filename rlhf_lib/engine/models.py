@@ -122,10 +122,16 @@ def _again_if_needed(forward: Callable, *inputs, **settings):
 
 
 def train_top_layers(model: nn.Module, layers: int) -> nn.Module:
-    """The same model, of which only the top layers, the final norm and a scorer's head learn."""
+    """The same model, of which only the top layers, the final norm and a scorer's head learn.
+
+    raises  ValueError if it has fewer layers
+    """
+    all_layers = list(model.base_model.layers)
+    if not 0 <= layers <= len(all_layers):
+        raise ValueError(f"layers must be from 0 to {len(all_layers)}, got {layers}")
     model.requires_grad_(False)
     *_, final_norm = (module for name, module in model.base_model.named_children() if "norm" in name)
-    top = list(model.base_model.layers)[len(model.base_model.layers) - layers :]
+    top = all_layers[len(all_layers) - layers :]
     for module in [*top, final_norm, *([model.score] if hasattr(model, "score") else [])]:
         module.requires_grad_(True)
     return model

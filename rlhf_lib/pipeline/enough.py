@@ -12,15 +12,17 @@ import torch
 from ..engine import checkpoint, distributed
 from ..engine.memory_budget import GIB, Budget, ModelShape, Plan, estimate, remedies
 from .errors import InputError, SettingsError
+from .machine import refuse_contradictions
 from .memory import plan_of, shape_of
 from .run import Run
-from .settings import change
+from .settings import Settings, change
 
 FLOAT32 = 4  # bytes
-WORTH_ASKING = GIB  # a run that leaves less on its disk is let through
+WORTH_ASKING = GIB  # a run that needs less of its disk is let through
+TRAINED = {"sft": ("policy",), "reward_model": ("critic",), "ppo": ("policy", "critic")}
 IN_SETTINGS: dict[str, Callable[[Plan], str]] = {  # what a remedy changes in a plan, and how one asks for it
     "written": lambda plan: f"world.sampled_at_once={plan.written}",
-    "batch": lambda plan: f"ppo.batch_size={plan.batch}",
+    "batch": lambda plan: f"ppo.batch_size={plan.batch * distributed.size()}",
     "micro_batch": lambda plan: f"ppo.micro_batch_size={plan.micro_batch}",
     "gradient_checkpointing": lambda plan: "engine.gradient_checkpointing=true",
     "shared_trunk": lambda plan: f"world.trainable_layers={plan.trainable_layers}",
@@ -60,32 +62,55 @@ def refuse_too_little_memory(run: Run, shape: ModelShape, *, free: int, card: st
 def _help(run: Run, shape: ModelShape, budget: Budget, most: int = 3) -> Iterator[str]:
     """Settings that lower the peak, the best first, and where each leads: a trunk then remembers what it has read."""
     found = {}
-    for _, less in remedies(budget.plan):
-        changed = [name for name in IN_SETTINGS if getattr(less.plan, name) != getattr(budget.plan, name)]
-        if changed:
-            setting = IN_SETTINGS[changed[-1]](less.plan)
-            settings = change(run.settings, *setting.split("="))
+    for setting in filter(None, (_in_settings(budget.plan, less.plan) for _, less in remedies(budget.plan))):
+        if settings := with_change(run.settings, setting):
             found[setting] = estimate(plan_of_run(replace(run, settings=settings), shape)).peak
     for setting in sorted(found, key=found.get)[:most]:
         yield f"{setting} takes {found[setting] / GIB:.1f}"
 
 
+def _in_settings(plan: Plan, less: Plan) -> str | None:
+    """How one asks for what makes the one plan the other, where a setting decides it."""
+    changed = [name for name in IN_SETTINGS if getattr(less, name) != getattr(plan, name)]
+    return IN_SETTINGS[changed[-1]](less) if changed else None
+
+
+def with_change(settings: Settings, setting: str) -> Settings | None:
+    """The settings with `key=value`, or None if a run with them would be refused."""
+    key, _, value = setting.partition("=")
+    try:
+        changed = change(settings, key, value)
+        refuse_contradictions(changed)
+    except SettingsError:
+        return None
+    return changed
+
+
 def refuse_too_little_disk(run: Run, shape: ModelShape, stages: Sequence[str], *, free: int) -> None:
-    """Of what the stages leave in the output folder, as far as it is not there yet; `free` bytes on its disk."""
+    """Of what the stages leave in the output folder, as far as it is not there yet; `free` bytes on its disk.
+
+    While a checkpoint is written, the older ones are still there.
+    """
     plan = plan_of_run(run, shape)
-    needed = sum(bytes_left_by(stage, plan) - _bytes_in(run.out / "checkpoints" / stage) for stage in stages)
+    left = sum(bytes_left_by(stage, plan) - _bytes_in(run.out / "checkpoints" / stage) for stage in stages)
+    needed = left + max((_bytes_of_checkpoint(stage, plan) for stage in stages), default=0)
     if needed > max(free, WORTH_ASKING):
         raise SettingsError(
-            f"the run leaves {needed / GIB:.1f} GiB in {run.out.path}, models and checkpoints with their moments, and "
-            f"its disk has {free / GIB:.1f} GiB free: make room, or choose an --out on another disk"
+            f"the run needs {needed / GIB:.1f} GiB in {run.out.path} for models and checkpoints with their moments, "
+            f"and its disk has {free / GIB:.1f} GiB free: make room, or choose an --out on another disk"
         )
 
 
 def bytes_left_by(stage: str, plan: Plan) -> int:
-    """Models that the stage saves, and its last checkpoints: what learns, with two moments for every weight."""
-    models = {"sft": ("policy",), "reward_model": ("critic",), "ppo": ("policy", "critic")}.get(stage, ())
+    """Models that the stage saves, and its last checkpoints."""
     whole = {"policy": plan.policy.policy, "critic": plan.policy.scorer}
-    return FLOAT32 * sum(whole[model] + 3 * checkpoint.KEPT * plan.trainable(model) for model in models)
+    models = sum(whole[model] for model in TRAINED.get(stage, ()))
+    return FLOAT32 * models + checkpoint.KEPT * _bytes_of_checkpoint(stage, plan)
+
+
+def _bytes_of_checkpoint(stage: str, plan: Plan) -> int:
+    """What learns, with two moments for every weight."""
+    return FLOAT32 * 3 * sum(map(plan.trainable, TRAINED.get(stage, ())))
 
 
 def _bytes_in(folder: Path) -> int:

@@ -49,9 +49,7 @@ def device_of(settings: Settings) -> torch.device:
 def refuse_impossible(settings: Settings) -> None:
     """raises SettingsError for settings of the engine that do not go together, or not with this machine."""
     refuse_other_launch(settings)
-    for reason, holds in _contradictions(settings).items():
-        if holds:
-            raise SettingsError(f"{reason}: change one of the two")
+    refuse_contradictions(settings)
     _refuse_idle_processes(settings)
     engine, device = settings.engine, device_of(settings)
     checks = {
@@ -77,6 +75,13 @@ def _refuse_to_share_out(sharding: str) -> None:
         hardware.refuse_without_deepspeed()
 
 
+def refuse_contradictions(settings: Settings) -> None:
+    """raises SettingsError for settings that do not go together, on whatever machine."""
+    for reason, holds in _contradictions(settings).items():
+        if holds:
+            raise SettingsError(f"{reason}: change one of the two")
+
+
 def _refuse_idle_processes(settings: Settings) -> None:
     """Whoever holds a part of a model takes part in each of its passes, with a row at least."""
     rows = {
@@ -92,9 +97,16 @@ def _refuse_idle_processes(settings: Settings) -> None:
             )
 
 
-def refuse_lean_elsewhere(settings: Settings, base_folder: str | Path) -> None:
-    """raises SettingsError if `ppo.lean` does not go with the base model: better now than after the reward model."""
-    if settings.ppo.lean and (reason := why_no_config_of_lean(load_config(base_folder))):
+def refuse_other_model(settings: Settings, base_folder: str | Path) -> None:
+    """raises SettingsError for settings that do not go with the base model: better now than after the reward model."""
+    top, lean = settings.world.trainable_layers, settings.ppo.lean
+    config = load_config(base_folder) if top is not None or lean else None
+    if top is not None and top > (there := getattr(config, "num_hidden_layers", top)):
+        raise SettingsError(
+            f"world.trainable_layers={top} is more than {base_folder} has: choose from 1 to {there}, or none to train "
+            "it whole"
+        )
+    if lean and (reason := why_no_config_of_lean(config)):
         raise SettingsError(f"ppo.lean=true does not go with {base_folder}, {reason}: leave ppo.lean at false")
 
 

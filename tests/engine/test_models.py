@@ -273,6 +273,15 @@ def test_a_copy_of_layers_that_run_again_has_weights_of_its_own():
     assert not score_actions(policy, texts.tokens, mask_of(texts), temperature=1.0)[0].equal(before)
 
 
+@pytest.mark.parametrize("layers", [-1, 3])
+def test_as_many_layers_as_there_are(layers):
+    """Rejects 3 layers of 2 taken for the last one alone, and a model that is changed before it is refused."""
+    scorer = make_scorer()
+    with pytest.raises(ValueError, match=f"layers must be from 0 to 2, got {layers}"):
+        models.train_top_layers(scorer, layers)
+    assert all(weight.requires_grad for weight in scorer.parameters())
+
+
 @pytest.mark.parametrize("layers", [0, 1, 2])
 def test_only_the_top_trains(layers):
     """Rejects the layers at the bottom, a head that rests, and an embedding that trains."""

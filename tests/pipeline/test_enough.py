@@ -12,6 +12,7 @@ from rlhf_lib.engine.memory_budget.known import SHAPES
 from rlhf_lib.engine.run_folder import RunFolder
 from rlhf_lib.pipeline.enough import bytes_left_by, plan_of_run, refuse_too_little_disk, refuse_too_little_memory
 from rlhf_lib.pipeline.errors import SettingsError
+from rlhf_lib.pipeline.machine import refuse_impossible
 from rlhf_lib.pipeline.memory import plan_of, shape_of
 from rlhf_lib.pipeline.run import Run
 from rlhf_lib.pipeline.scales import world_of
@@ -138,18 +139,36 @@ def test_a_card_that_is_just_large_enough(tmp_path):
         assert f"{budget_of('tldr-pythia-1b', change).peak / GIB:.1f}" == gibibytes and float(gibibytes) < peak / GIB
 
 
+@pytest.mark.parametrize(
+    "changes", [["ppo.skip_unread=true"], ["ppo.batch_size=504", "ppo.samples_per_prompt=8"]]
+)  # fmt: skip
+def test_advice_that_a_run_takes(tmp_path, changes):
+    """Rejects checkpointed layers where hooks look at them, and half a batch that does not divide by the samples of a
+    prompt: making the line then failed with a complaint about a batch that nobody asked for.
+    """
+    run = run_of(tmp_path, "tldr-pythia-1b", *changes)
+    shape = shape_of(run.world.base_folder)
+    with pytest.raises(SettingsError) as caught:
+        refuse_too_little_memory(run, shape, free=GIB, card="a card")
+    assert "PPO needs" in str(caught.value)
+    helps = re.findall(r"([\w.]+=\w+) takes", str(caught.value))
+    assert helps
+    for change in helps:
+        refuse_impossible(load_settings("tldr-pythia-1b", [*changes, change]))
+
+
 def test_a_disk_that_is_too_small(tmp_path):
-    """Rejects a count that forgets the moments or the older checkpoint, that counts what is there already, and a
-    refusal of runs so small that it does not matter.
+    """Rejects a count that forgets the moments, the older checkpoint or the one that is being written beside them, that
+    counts what is there already, and a refusal of runs so small that it does not matter.
     """
     run = run_of(tmp_path, "tldr-pythia-1b")
     shape = shape_of(run.world.base_folder)
     policy, scorer = 1_011_781_632, 1_011_781_632 - 50_304 * 2048 + 2048
     assert bytes_left_by("ppo", plan_of_run(run, shape)) == 4 * (policy + scorer) * (1 + 2 * 3)
-    needed = 4 * (2 * policy + 2 * scorer) * 7
+    needed = 4 * (2 * policy + 2 * scorer) * 7 + 4 * (policy + scorer) * 3
     stages = ["sft", "preferences", "reward_model", "ppo", "evaluation"]
     refuse_too_little_disk(run, shape, stages, free=needed)
-    with pytest.raises(SettingsError, match=r"leaves 100\.\d GiB in .* GiB free: make room, or choose an --out"):
+    with pytest.raises(SettingsError, match=r"needs 121\.\d GiB in .* GiB free: make room, or choose an --out"):
         refuse_too_little_disk(run, shape, stages, free=needed - 1)
     (tmp_path / "checkpoints" / "sft").mkdir(parents=True)
     (tmp_path / "checkpoints" / "sft" / "tensors").write_bytes(b"0" * 1000)
