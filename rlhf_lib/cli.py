@@ -16,6 +16,10 @@ OF_THE_DISK = {  # what is not our mistake, and what to do about it
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR), GO_ELSEWHERE),
 }
 
+RESUME = (
+    "Go on with the run in OUT where it was stopped. Of its settings only those may be others that change results by "
+    "rounding only: micro-batches, world.sampled_at_once, engine.gradient_checkpointing and engine.device."
+)
 PRESETS = "tiny or tiny-overoptimised or smollm2 or tldr-pythia-1b or tldr-llama-1b or tldr-t4"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -51,9 +55,14 @@ def run(
             help="A finished run whose stages' output is used where OUT has none.",
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT where it was stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help=RESUME)] = False,
     checkpoint_seconds: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Save a checkpoint this often; 0 saves after every step.")
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="Save a checkpoint this often, but only when 20 times as long has been worked as the last one took to "
+            "save, an hour at most: saving costs about 5 %. 0 saves after every step, whatever that costs.",
+        ),
     ] = 10.0,
 ) -> None:
     """Train a summariser: SFT, preferences, reward model, PPO, evaluation. The tiny presets need no network.

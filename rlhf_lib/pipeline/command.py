@@ -18,13 +18,14 @@ from ..engine.onlooker import Onlooker
 from ..engine.run_folder import RunFolder, read_lines
 from . import assets
 from .errors import OccupiedError, SettingsError
+from .failures import loss_explained
 from .inputs import damage_explained
 from .machine import device_of, refuse_other_launch
-from .pipeline import run_pipeline, value_of
+from .pipeline import run_pipeline
 from .report import write_report
 from .run import Run
 from .scales import world_of
-from .settings import keys, load_settings
+from .settings import keys, load_settings, value_of
 from .stages import STAGES
 
 SHOWN = {  # metrics on the live line, by stage, with the name they are shown under
@@ -63,7 +64,8 @@ def run(
     refuse_other_launch(settings)
     distributed.begin(device_of(settings))
     folder = RunFolder(out) if distributed.is_main() else Onlooker(out)
-    with only_run_in(folder) if distributed.is_main() else nullcontext():
+    alone = only_run_in(folder) if distributed.is_main() else nullcontext()
+    with loss_explained(out, "between two stages, or before the first"), alone:
         here = Run(
             settings,
             world_of(settings),

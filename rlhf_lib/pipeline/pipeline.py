@@ -5,22 +5,20 @@ from __future__ import annotations
 import itertools
 import platform
 import shutil
-from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Container, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from .. import __version__
 from ..engine import distributed
-from ..engine.files import brief
 from ..engine.run_folder import peak_memory_mib, stopwatch
 from .enough import refuse_too_little
-from .errors import OccupiedError, SettingsError, TrainingError
+from .errors import OccupiedError, SettingsError
+from .failures import loss_explained, memory_explained
 from .inputs import damage_explained
-from .machine import refuse_impossible, refuse_lean_elsewhere
+from .machine import refuse_impossible, refuse_other_model
 from .run import Run
+from .same_run import changed_settings, changes, record
 from .scales import scale_of
-from .settings import Settings, from_json, keys
 from .stages import STAGES
 
 VERSIONS_OF = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "safetensors")
@@ -34,17 +32,17 @@ def run_pipeline(run: Run, stages: Sequence[str] = tuple(STAGES)) -> dict:
     of later stages are not: they are about models that are now others.
     """
     refuse_impossible(run.settings)
-    refuse_lean_elsewhere(run.settings, run.world.base_folder)
+    refuse_other_model(run.settings, run.world.base_folder)
     refuse_too_long(run)
     refuse_too_few(run, stages)
-    refuse_other_settings(run)
+    changed = changed_settings(run)
     refuse_to_overwrite(run, stages)
     run.out.check_logs()
     finished = run.out.read_json("results.json", {})
     to_run = pending(run, stages, finished)
     refuse_too_little(run, to_run)
     data = scale_of(run.settings).look_at_data(run, to_run)
-    run.out.write_json("settings.json", asdict(run.settings))
+    record(run, changed, to_run)
     if data:
         run.out.write_json("data.json", {**run.out.read_json("data.json", {}), **data})
     distributed.wait_for_all()  # before anybody writes what another one might take for a run in its way
@@ -52,7 +50,7 @@ def run_pipeline(run: Run, stages: Sequence[str] = tuple(STAGES)) -> dict:
     for stage in to_run:
         seconds: dict[str, float] = {}
         forget_checkpoints_after(run, stage)
-        with stopwatch(seconds, stage), loss_explained(run, stage):
+        with stopwatch(seconds, stage), loss_explained(run.out.path, f"stage {stage}"), memory_explained(run, stage):
             found = STAGES[stage](run)
             distributed.wait_for_all()  # for what the main process has saved
         results = {name: results[name] for name in itertools.takewhile(stage.__ne__, STAGES) if name in results}
@@ -90,26 +88,6 @@ def refuse_too_few(run: Run, stages: Sequence[str]) -> None:
         )
 
 
-def refuse_other_settings(run: Run) -> None:
-    """raises SettingsError if the output folder belongs to a run with other settings: mixing two runs helps nobody."""
-    path = run.out / "settings.json"
-    if not path.exists():
-        return
-    try:
-        there = from_json(path.read_text(encoding="utf-8"))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise SettingsError(
-            f"{path} cannot be read as settings of this version ({brief(error)}): choose another --out"
-        ) from None
-    different = [key for key in ["preset", *keys(there)] if value_of(there, key) != value_of(run.settings, key)]
-    if different:
-        key = different[0]
-        raise SettingsError(
-            f"{run.out.path} holds a run with {key}={value_of(there, key)}, not {value_of(run.settings, key)}: choose "
-            f"another --out; to build on that run's output, add --from {run.out.path}"
-        )
-
-
 def refuse_to_overwrite(run: Run, stages: Sequence[str]) -> None:
     """raises OccupiedError if a stage to be run has been run, or begun, in this folder and is not to be resumed."""
     finished = run.out.read_json("results.json", {})
@@ -121,19 +99,6 @@ def refuse_to_overwrite(run: Run, stages: Sequence[str]) -> None:
         )
 
 
-@contextmanager
-def loss_explained(run: Run, stage: str) -> Iterator[None]:
-    """What to do when one of several processes has ended and the others cannot go on."""
-    try:
-        with distributed.loss_named():
-            yield
-    except distributed.LostProcessError as error:
-        raise TrainingError(
-            f"stage {stage}: {error}; another process was killed, or failed and says why above. Nothing that was saved "
-            f"is lost: the same command with --resume goes on in {run.out.path}"
-        ) from error
-
-
 def forget_checkpoints_after(run: Run, stage: str) -> None:
     """Later stages' checkpoints come from what this stage is about to make anew."""
     if not distributed.is_main():
@@ -141,14 +106,6 @@ def forget_checkpoints_after(run: Run, stage: str) -> None:
     later = itertools.islice(itertools.dropwhile(stage.__ne__, STAGES), 1, None)
     for name in later:
         shutil.rmtree(run.out / "checkpoints" / name, ignore_errors=True)
-
-
-def value_of(settings: Settings, key: str) -> object:
-    """The value behind a dotted key."""
-    value: object = settings
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value
 
 
 def make_report(run: Run, results: dict) -> dict:
@@ -171,6 +128,8 @@ def make_report(run: Run, results: dict) -> dict:
         },
         "parts": run.parts.fingerprint(),
     }
+    if changed := changes(run):
+        report["changes"] = changed
     return {**report, **against(run, report)}
 
 

@@ -19,8 +19,7 @@ from ..engine.run_folder import read_lines
 from ..worlds.tiny_tldr.summaries import SLOT_OF
 from .errors import MissingInputError
 from .pictures import pictures
-from .pipeline import value_of
-from .settings import PRESETS, Settings, from_json, keys
+from .settings import PRESETS, Settings, from_json, keys, value_of
 
 SPACE = "\N{NO-BREAK SPACE}"
 WRITERS = {"sft": "SFT", "policy": "PPO", "reference": "reference"}

@@ -7,6 +7,7 @@ import json
 import types
 import typing
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from operator import attrgetter
 
 from ..algorithms import bounds
 from ..algorithms.ppo import PPOConfig
@@ -251,6 +252,11 @@ def keys(settings: Settings) -> list[str]:
         inner = fields(value) if is_dataclass(value) else []
         found += [f"{part.name}.{leaf.name}" for leaf in inner] or [part.name]
     return [key for key in found if key != "preset"]
+
+
+def value_of(settings: Settings, key: str) -> object:
+    """The value behind a dotted key."""
+    return attrgetter(key)(settings)
 
 
 def from_json(text: str) -> Settings:

@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from rlhf_lib.engine import dump
 from rlhf_lib.engine.run_folder import read_lines
 from tests.helpers import IN_PARTS
 
@@ -63,6 +65,36 @@ def numbers(folder: Path) -> list[dict]:
     return [
         {name: value for name, value in row.items() if name != "stage"} for row in read_lines(folder / "metrics.jsonl")
     ]
+
+
+def last_lines(started: list[subprocess.Popen]) -> list[str]:
+    """The last thing that each process said; none of them said it in a traceback."""
+    complaints = [process.communicate(timeout=PATIENCE)[1] for process in started]
+    assert not [complaint for complaint in complaints if "Traceback" in complaint], complaints
+    return [complaint.strip().splitlines()[-1] for complaint in complaints]
+
+
+def test_what_one_process_refuses(tmp_path):
+    """Rejects a traceback of the group's in those that wait for it: only the first sees that the folder is locked."""
+    with FileLock(tmp_path / ".lock"):
+        started = start(tmp_path, 2)
+        first, second = last_lines(started)
+    assert [process.returncode for process in started] == [2, 1]
+    assert "another run is writing to" in first
+    assert "process 1 of 2 has lost the others" in second and "failed and says why above" in second
+
+
+def test_what_all_of_them_find_at_once(tmp_path):
+    """Rejects two processes that write one dump and take it from each other: after the first step all weights are
+    enormous, and each process finds out by itself.
+    """
+    started = start(tmp_path, 2, "--stage=sft", "--set=sft.learning_rate=1e30")
+    lines = last_lines(started)
+    assert [process.returncode for process in started] == [1, 1]
+    for line, name in zip(lines, ("dump", "dump-1"), strict=True):
+        assert "the SFT loss is not finite" in line
+        assert f"python -m rlhf_lib.engine.dump {tmp_path / name} (" in line
+        assert dump.read(tmp_path / name).not_finite()
 
 
 @pytest.mark.parametrize(

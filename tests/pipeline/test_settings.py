@@ -5,8 +5,7 @@ from dataclasses import fields
 import pytest
 
 from rlhf_lib.pipeline.errors import SettingsError
-from rlhf_lib.pipeline.pipeline import value_of
-from rlhf_lib.pipeline.settings import PRESETS, change, from_json, keys, load_settings
+from rlhf_lib.pipeline.settings import PRESETS, change, from_json, keys, load_settings, value_of
 
 TINY = PRESETS["tiny"]
 KEYS = keys(TINY)
