@@ -57,7 +57,7 @@ class RunFolder:
         for path in map(self.__truediv__, LOGS):
             if path.exists():
                 content = path.read_bytes()
-                _rows(path, content[: content.rfind(b"\n") + 1])
+                _rows(path, content[: content.rfind(b"\n") + 1], needs="stage")
 
     def restart_stage(self, stage: str) -> None:
         """Forget what an earlier run of this stage logged, and a last line that a kill cut short."""
@@ -128,24 +128,26 @@ def read_lines(path: Path) -> list[dict]:
     return _rows(path, path.read_bytes())
 
 
-def _rows(path: Path, content: bytes) -> list[dict]:
+def _rows(path: Path, content: bytes, needs: str | None = None) -> list[dict]:
     rows = []
     lines = content.split(b"\n")  # and nowhere else: a string may hold other line separators
     for number, line in enumerate(lines[:-1] if not lines[-1] else lines, 1):
         try:
-            rows.append(_object(line.decode("utf-8")))
+            rows.append(_object(line.decode("utf-8"), needs))
         except ValueError as error:
             raise DamagedError(f"{path}, line {number}: {error}; mend that line, or make the file again") from None
     return rows
 
 
-def _object(text: str) -> dict:
+def _object(text: str, needs: str | None = None) -> dict:
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg})") from None
     if not isinstance(data, dict):
         raise ValueError("not a JSON object")
+    if needs is not None and needs not in data:
+        raise ValueError(f"it has no {needs!r}")
     return data
 
 

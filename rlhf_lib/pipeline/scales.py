@@ -6,8 +6,8 @@ One code path runs them all; `settings.world.name` picks a line of SCALES, and t
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ..worlds.smollm2 import SmolTLDR
 from ..worlds.tiny_tldr.world import TinyTLDR
@@ -18,7 +18,7 @@ from .comparisons import Preferences
 from .errors import SettingsError
 from .evaluation import Judge
 from .run import Run
-from .settings import Settings
+from .settings import Settings, value_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class Scale:
 
     look_at_data  reads what the stages will need, before anything long starts; returns what is to be kept of it
     hold_against  holds a report against the numbers of others; returns what it shall say of them
+    ignores       settings that mean nothing here, and whose they are
     """
 
     world: Callable[[Settings], World]
@@ -35,6 +36,7 @@ class Scale:
     judge: Judge
     look_at_data: Callable[[Run, Sequence[str]], dict] = lambda run, stages: {}
     hold_against: Callable[[Run, dict], dict] = lambda run, report: {}
+    ignores: Mapping[str, str] = field(default_factory=dict)
 
 
 def tiny_world(settings: Settings) -> World:
@@ -55,18 +57,21 @@ def tldr_world(settings: Settings) -> World:
     )  # fmt: skip
 
 
+OF_TLDR = dict.fromkeys(("data.references", "data.preferences", "data.skip_broken"), "tldr")
 SCALES = {
     "smollm2": Scale(
         world=smol_world,
         collect_preferences=comparisons.collect,
         load_preferences=comparisons.load,
         judge=evaluation.by_gold,
+        ignores=OF_TLDR,
     ),
     "tiny": Scale(
         world=tiny_world,
         collect_preferences=comparisons.collect,
         load_preferences=comparisons.load,
         judge=evaluation.by_gold,
+        ignores={**OF_TLDR, "world.model": "smollm2 and tldr"},
     ),
     "tldr": Scale(
         world=tldr_world,
@@ -75,6 +80,7 @@ SCALES = {
         judge=evaluation.by_reward_model,
         look_at_data=given.look_at_data,
         hold_against=given.hold_against,
+        ignores={"writers.repetition": "tiny and smollm2"},
     ),
 }
 
@@ -89,5 +95,15 @@ def scale_of(settings: Settings) -> Scale:
 
 
 def world_of(settings: Settings) -> World:
-    """The world in which a run with these settings takes place."""
-    return scale_of(settings).world(settings)
+    """The world in which a run with these settings takes place.
+
+    raises  SettingsError if one of them would have no effect in it
+    """
+    scale = scale_of(settings)
+    for key, whose in scale.ignores.items():
+        if value_of(settings, key) != value_of(Settings(), key):
+            raise SettingsError(
+                f"{key}={value_of(settings, key)} has no effect in the world {settings.world.name}, only in {whose}: "
+                "leave it out, or choose a preset of that world"
+            )
+    return scale.world(settings)

@@ -25,11 +25,11 @@ from safetensors.torch import load_file, save_file
 
 from rlhf_lib import cli
 from rlhf_lib.engine import checkpoint, distributed
-from rlhf_lib.engine.files import naming
+from rlhf_lib.engine.files import digest, naming
 from rlhf_lib.pipeline.errors import SettingsError
 from rlhf_lib.pipeline.machine import refuse_impossible, refuse_other_launch
 from rlhf_lib.pipeline.settings import load_settings
-from rlhf_lib.worlds.tiny_tldr.world import TinyTLDR
+from rlhf_lib.worlds.tiny_tldr.world import ASSETS, TinyTLDR
 from tests.pipeline.runs import SMALL
 from tests.pipeline.test_pipeline import MADE_BY, content, metrics
 
@@ -117,6 +117,22 @@ REQUESTS = {
     },
     "longer than the context": ("--set ppo.response_length=72", "ppo.response_length=72 is too long"),
     "too few pairs": ("--set preferences.posts=3 --set reward_model.posts_per_batch=4", "preferences.posts=3 gives"),
+    "a model for the world that brings its own": (
+        "--set world.model=gpt2",
+        "world.model=gpt2 has no effect in the world tiny, only in smollm2 and tldr",
+    ),
+    "data for the world that makes its own": (
+        "--set data.references=here",
+        "data.references=here has no effect in the world tiny, only in tldr",
+    ),
+    "writers where people wrote": (
+        "--preset tldr-t4 --set writers.repetition=0.1",
+        "writers.repetition=0.1 has no effect in the world tldr, only in tiny and smollm2",
+    ),
+    "more layers than there are": (
+        "--set world.trainable_layers=5",
+        f"world.trainable_layers=5 is more than {ASSETS / 'base'} has: choose from 1 to 4",
+    ),
     "never a checkpoint": ("--checkpoint-seconds nan", "--checkpoint-seconds nan"),
     "checkpoints in the past": ("--checkpoint-seconds -1", "--checkpoint-seconds -1"),
 }
@@ -231,6 +247,16 @@ def test_more_processes_than_rows(monkeypatch, change):
         refuse_impossible(load_settings("tiny", [change, "engine.sharding=fsdp2"]))
 
 
+def test_more_layers_than_a_model_that_nobody_has_counted(monkeypatch, capsys, tmp_path):
+    """Rejects 5 top layers of 4, of which 1 would train in silence, where no memory budget looks at the model."""
+    model = shutil.copytree(ASSETS / "base", tmp_path / "model")
+    set_json(model / "config.json", model_type="mistral", architectures=["MistralForCausalLM"])
+    settings = ["--preset", "smollm2", "--set", f"world.model={model}", "--set", "world.trainable_layers=5"]
+    line = refused(monkeypatch, capsys, "run", "--out", tmp_path / "out", "--set", "ppo.lean=false", *settings)
+    assert f"world.trainable_layers=5 is more than {model} has: choose from 1 to 4" in line
+    assert files(tmp_path / "out") == {}
+
+
 # --------------------------------------------------------------------------------------------- the folder to write to
 
 
@@ -246,7 +272,16 @@ FOLDERS: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda out: None,
         "precision=float32, not bfloat16",
     ),
-    "another device": ("--resume --set engine.device=auto", lambda out: None, "with engine.device=cpu, not auto"),
+    "another micro-batch, no --resume": (
+        "--set ppo.micro_batch_size=4",
+        lambda out: None,
+        "holds a run with ppo.micro_batch_size=32, not 4: add --resume to go on with it",
+    ),
+    "more than a micro-batch": (
+        "--resume --set sft.micro_batch_size=4 --set ppo.epochs=1",
+        lambda out: None,
+        "holds a run with ppo.epochs=2, not 1: choose another --out",
+    ),
     "another setting": ("--resume --set ppo.clip=0.3", lambda out: None, "holds a run with ppo.clip=0.2, not 0.3"),
     "another preset": (
         "--resume",
@@ -264,6 +299,16 @@ FOLDERS: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "--resume --stage sft",
         lambda out: (forget(out, "sft", "checkpoints/sft"), break_line(out / "metrics.jsonl", 2)),
         "metrics.jsonl, line 2: not JSON",
+    ),
+    "metrics of no stage": (
+        "--resume",
+        lambda out: (forget(out, "ppo"), break_line(out / "metrics.jsonl", 3, b'{"loss": 1.0}')),
+        "metrics.jsonl, line 3: it has no 'stage'; mend that line",
+    ),
+    "times of no stage": (
+        "--resume",
+        lambda out: (forget(out, "ppo"), break_line(out / "timing.jsonl", 1, b'{"seconds": 1.0}')),
+        "timing.jsonl, line 1: it has no 'stage'",
     ),
 }
 
@@ -323,7 +368,7 @@ def newest(out: Path) -> Path:
 def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], dict]) -> None:
     """Sound as a file, but with other tensors."""
     save_file(change(load_file(path / checkpoint.TENSORS)), path / checkpoint.TENSORS)
-    set_json(path / checkpoint.FACTS, sha256=checkpoint._digest(path / checkpoint.TENSORS))
+    set_json(path / checkpoint.FACTS, sha256=digest(path / checkpoint.TENSORS))
 
 
 def of_another_optimiser(tensors: dict) -> dict:
