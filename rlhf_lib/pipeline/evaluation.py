@@ -13,7 +13,7 @@ from ..algorithms.reward_model import score_texts
 from ..engine import models
 from ..engine.batching import make_texts
 from ..engine.evaluation import bootstrap_interval, is_copy, repeats_itself, rouge_l, wins
-from ..worlds.world import Post
+from ..worlds.world import Post, World
 from .run import Run
 from .texts import Summary, write_summaries
 
@@ -31,10 +31,8 @@ def compare_policies(run: Run, judge: Judge) -> tuple[dict, list[dict]]:
     for name in ("sft", "policy"):
         policy = models.freeze(run.policy(name))
         written[name] = list(write_summaries(run, policy, posts, "test", temperature=config.temperature))
-    references = [world.reference(post) for post in posts]
-    written["reference"] = [
-        Summary(text, True, world.gold(post, text, finished=True)) for post, text in zip(posts, references, strict=True)
-    ]
+    written["reference"] = list(_references(world, posts))
+    references = [summary.text for summary in written["reference"]]
     written = judge(run, posts, written)
     numbers = {
         "sft": describe(posts, written["sft"], references),
@@ -51,6 +49,14 @@ def compare_policies(run: Run, judge: Judge) -> tuple[dict, list[dict]]:
         for row, post in enumerate(posts)
     ]
     return numbers, rows
+
+
+def _references(world: World, posts: Sequence[Post]) -> Iterator[Summary]:
+    """What humans wrote. One that was too long has been cut, and with its end it has lost its EOS."""
+    end = world.tokenizer.eos_token_id
+    for post, tokens in zip(posts, world.encode_references(posts), strict=True):
+        text, finished = world.reference(post), tokens[-1] == end
+        yield Summary(text, finished, world.gold(post, text, finished=finished))
 
 
 def by_gold(run: Run, posts: Sequence[Post], written: dict[str, list[Summary]]) -> dict[str, list[Summary]]:

@@ -103,7 +103,8 @@ def test_all_five_stages(there, finished, family):
 
 def test_what_was_evaluated_are_the_posts_of_the_test_split(there, finished):
     """Rejects posts that were trained on, one that comes twice, a post cut elsewhere than at a newline or not at all,
-    and a reference or a title that lost something on its way through tokens (a space, a character of many bytes).
+    a reference or a title that lost something on its way through tokens (a space, a character of many bytes), and one
+    that was cut and counts as finished: with an EOS that the data do not have it would be scored as another text.
     """
     out, _ = finished["neox"]
     tokenizer = AutoTokenizer.from_pretrained(there / "neox")
@@ -126,7 +127,12 @@ def test_what_was_evaluated_are_the_posts_of_the_test_split(there, finished):
             assert sample["reference"]["text"] == row["summary"]
         else:
             assert (" " + row["summary"]).startswith(" " + sample["reference"]["text"].rstrip("\ufffd"))
+        assert sample["reference"]["finished"] == (len(tokenizer(" " + row["summary"]).input_ids) < 53)
     assert cut == 2
+    unfinished = sum(not sample["reference"]["finished"] for sample in samples.values())
+    assert unfinished == 2
+    report = json.loads((out / "report.json").read_text())
+    assert report["reference"]["eos_rate"] == pytest.approx(1 - unfinished / len(samples))
 
 
 def test_accuracy_is_that_of_the_validation_split(there, finished):

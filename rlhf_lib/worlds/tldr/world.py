@@ -46,8 +46,8 @@ class TokenisedPost:
 class TLDR:
     """The posts of one pair of data sets, in an order that the seed decides. Nothing is read before it is asked for.
 
-    model        a folder or a name on the Hub, optionally with @revision
-    references   posts with summaries: a folder of splits, or a data set on the Hub
+    model        a folder or a name on the Hub
+    references   posts with summaries: a folder of splits, or a data set on the Hub, optionally with @revision
     preferences  comparisons, likewise
     """
 
