@@ -12,6 +12,7 @@ from ..algorithms.ppo_config import PPOConfig
 from ..engine import checkpoint
 from ..pipeline.texts import PromptStream
 from ..worlds.tiny_tldr.world import TinyTLDR
+from .sandbox import A_RUN
 from .short_runs import new_state
 
 
@@ -56,7 +57,7 @@ class LiveRun:
             raise RuntimeError("this run is running already: wait for it, or stop it first")
         self._stop.clear()
         self.error = None
-        self._thread = threading.Thread(target=self._train, args=(changed, ended), daemon=True)
+        self._thread = threading.Thread(target=self._train, args=(changed, ended), name=A_RUN, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:

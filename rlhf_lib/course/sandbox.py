@@ -5,15 +5,19 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
+import functools
 import inspect
 import linecache
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Container, Iterator, Mapping
 from types import ModuleType
 
 from .observe import LibraryCalled
+
+A_RUN = "a run of its own"  # the name of a thread that trains beside what a notebook does
 
 
 class CannotLoad(Exception):
@@ -88,8 +92,15 @@ def unknown_name(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def instead_of(replacements: Mapping[Callable, Callable]) -> Iterator[None]:
-    """Put functions in the place of the library's, wherever a module of the library holds them; put them back after."""
-    wanted = {id(original): replacement for original, replacement in replacements.items()}
+    """Put functions in the place of the library's, wherever a module of the library holds them; put them back after.
+
+    A run that trains in a thread of its own meanwhile is not to notice: it goes on with the library's.
+    """
+    runs = {thread for thread in threading.enumerate() if thread.name == A_RUN} - {threading.current_thread()}
+    wanted = {
+        id(original): _but_not_in(runs, original, replacement) if runs else replacement
+        for original, replacement in replacements.items()
+    }
     places = [
         (module, name, value)
         for module in list(sys.modules.values())
@@ -104,6 +115,14 @@ def instead_of(replacements: Mapping[Callable, Callable]) -> Iterator[None]:
     finally:
         for module, name, value in places:
             setattr(module, name, value)
+
+
+def _but_not_in(threads: Container[threading.Thread], original: Callable, replacement: Callable) -> Callable:
+    @functools.wraps(replacement)
+    def chosen(*args: object, **hyper: object) -> object:
+        return (original if threading.current_thread() in threads else replacement)(*args, **hyper)
+
+    return chosen
 
 
 def refusing(library: Callable) -> Callable:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 
 import pytest
 
 from rlhf_lib.algorithms.parts import Parts
 from rlhf_lib.course.live_run import LiveRun
+from rlhf_lib.course.observe import with_time_limit
+from rlhf_lib.course.sandbox import instead_of
 from rlhf_lib.course.short_runs import SHORT, short_run
 from rlhf_lib.course.widgets import replay_dashboard, training_dashboard
+from rlhf_lib.maths import masking
 from tests.tiny import same_weights, weights_of
 
 CONFIG = replace(SHORT, updates=3, batch_size=8)
@@ -83,6 +87,31 @@ def test_an_interrupt_of_the_kernel_stops_it_between_two_updates(monkeypatch):
     assert run.wait() is run.state
     assert not run.running
     assert len(run.metrics) < CONFIG.updates
+
+
+def test_a_check_beside_it_does_not_end_it(undisturbed):
+    """Rejects an answer's check that puts its refusal, or a learner's function, in the place of what a dashboard's run
+    is calling at that moment; and one that gives its own thread, or those it starts, the library's.
+    """
+    run, begun, checking = LiveRun(CONFIG), threading.Event(), threading.Event()
+
+    def wait_for_the_check():
+        begun.set()
+        checking.wait(60)
+
+    def wrong(x, mask):
+        raise AssertionError("not for a run")
+
+    run.start(changed=wait_for_the_check)
+    assert begun.wait(60)
+    with instead_of({masking.keep: wrong}):
+        checking.set()
+        run.wait()
+        for call in (masking.keep, lambda *args: with_time_limit(lambda: masking.keep(*args), 10)):
+            with pytest.raises(AssertionError, match="not for a run"):
+                call(None, None)
+    assert run.metrics == undisturbed[1]
+    assert masking.keep.__name__ == "keep"
 
 
 def test_it_cannot_be_started_twice_or_waited_for_before():
