@@ -43,7 +43,7 @@ def plan_of(work: Work, device: torch.device):
     read = work.batch * work.updates
     return Plan(
         policy=shape, batch=work.batch, micro_batch=work.micro_batch or work.batch, **texts,
-        autocast=work.precision if low else None, device=device.type,
+        written=work.sampled_at_once, autocast=work.precision if low else None, device=device.type,
         trainable_layers=top, shared_trunk=top is not None,
         remembered=0 if top is None else remembered_bytes(shape, top, prompts=read, texts=read, **texts),
     )  # fmt: skip
@@ -138,9 +138,9 @@ class Updates:
         from rlhf_lib.algorithms import ppo
         from rlhf_lib.engine import loss_scaling
 
-        state = ppo.new_state(
-            *make_models(self.work, self.device), config, parts, seed=0, eos_token_id=EOS, pad_token_id=PAD, update=1
-        )
+        policy, *scorers = make_models(self.work, self.device)
+        policy.sampled_at_once = self.work.sampled_at_once
+        state = ppo.new_state(policy, *scorers, config, parts, seed=0, eos_token_id=EOS, pad_token_id=PAD, update=1)
         if self.work.precision == "float16":
             loss_scaling.scale_losses(state.optimizer, self.device)  # from 1 on: a step that is left out costs less
             loss_scaling.restore(state.optimizer, loss_scaling.state_of(state.optimizer) | {"scale": 1.0})

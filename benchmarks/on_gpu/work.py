@@ -35,6 +35,7 @@ class Work:
     response: int = 53  # tokens at most; random models hardly ever end earlier
     epochs: int = 4  # passes over the rollout, one optimiser step each
     updates: int = 3  # the first is not counted
+    sampled_at_once: int = 128  # rows, as in the presets for models of this size
     micro_batch: int | None = None  # rows in memory at once; None: as many as the memory budget says will fit
     precision: str = "bfloat16"  # as in engine.precision
     trainable_layers: int | None = None  # at the top, the rest is held once by all models; None: all of them learn
@@ -52,7 +53,7 @@ def small(work: Work) -> Work:
     few = min(work.trainable_layers, 1) if work.trainable_layers else None
     return replace(
         work, shape=work.shape | SMALL | of_groups, batch=work.batch // 8, prompt=24, response=6, epochs=2, updates=2,
-        micro_batch=work.micro_batch and 2, trainable_layers=few,
+        micro_batch=work.micro_batch and 2, sampled_at_once=work.sampled_at_once // 8, trainable_layers=few,
     )  # fmt: skip
 
 

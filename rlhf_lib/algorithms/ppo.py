@@ -221,7 +221,7 @@ def update(state: PPOState, losses: Iterable[PartialLoss], config: PPOConfig, pa
 def measure(state: PPOState, rollout: Rollout, targets: Targets, config: PPOConfig, parts: Parts) -> dict[str, float]:
     """The metrics of this update: what the rollout looked like before it, and the mean over its optimiser steps.
 
-    Those of the first update also hold the three numbers of `assert_step_zero`.
+    Those of the first update also hold the numbers of `assert_step_zero`.
     """
     mask = rollout.action_mask
     kl = parts.kl(rollout.old_log_probs, rollout.ref_log_probs)

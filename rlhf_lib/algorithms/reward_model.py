@@ -34,13 +34,9 @@ def train_reward_model(
         grad_norms = optimiser.step(state.optimizer, max_grad_norm=config.max_grad_norm)
         state.step += 1
         yield dict(
-            step=state.step,
-            loss=distributed.total(loss),
-            agreement=distributed.total(agreement),
-            grad_norm_body=grad_norms[0],
-            grad_norm_head=grad_norms[1],
-            learning_rate=config.learning_rate * factor,
-        )
+            step=state.step, loss=distributed.total(loss), agreement=distributed.total(agreement),
+            grad_norm_body=grad_norms[0], grad_norm_head=grad_norms[1], learning_rate=config.learning_rate * factor,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +74,8 @@ class Comparisons:
 
 def new_state(model: nn.Module, config: RewardModelConfig) -> RewardModelState:
     """A state before its first step."""
-    optimizer = optimiser.make_optimizer(
-        [model.base_model.parameters(), model.score.parameters()],
-        learning_rate=config.learning_rate,
-        eps=config.adam_eps,
-    )
+    groups = [model.base_model.parameters(), model.score.parameters()]
+    optimizer = optimiser.make_optimizer(groups, learning_rate=config.learning_rate, eps=config.adam_eps)
     return RewardModelState(model, optimizer)
 
 

@@ -49,6 +49,7 @@ class LeanDecoder:
     def __init__(self, model: nn.Module, tokens: Tokens, mask: Bool[Tensor, "B states"]):
         """Prompts padded on the left, with the mask of real tokens."""
         self.model, self.body, self.last = model, model.base_model, mask.sum(1) - 1
+        self.width = int(self.last.max()) + 1  # of the longest row; asked of the device once, not in every layer
         prompts = _pad_right(tokens, self.last + 1)
         read = mask_from_lengths(self.last + 1, prompts.shape[1]) & ~mask_from_lengths(self.last, prompts.shape[1])
         self.angles = lean_layers.angles_of(self.body, prompts.shape[1] + ROOM)
@@ -60,8 +61,8 @@ class LeanDecoder:
 
     def feed(self, tokens: Tensor) -> None:
         """One token for each row."""
-        self.last = self.last + 1
-        if int(self.last.max()) >= len(self.angles):
+        self.last, self.width = self.last + 1, self.width + 1
+        if self.width > len(self.angles):
             self.cache = [[pad(numbers, (0, 0, 0, ROOM)) for numbers in layer] for layer in self.cache]
             self.angles = lean_layers.angles_of(self.body, len(self.angles) + ROOM)
         states = self.body.embed_tokens(tokens)
@@ -73,6 +74,7 @@ class LeanDecoder:
         """The rows named, in this order; the others have ended."""
         self.cache = [[numbers[rows] for numbers in layer] for layer in self.cache]
         self.last = self.last[rows]
+        self.width = int(self.last.max()) + 1
 
     def _read(self, first: Tensor, layer: nn.Module, states: Tensor, place: Tensor) -> Tensor:
         queries, keys, values = lean_layers.heads_of(layer, states, place, self._angles_up_to(place), "q", "k", "v")
@@ -81,7 +83,7 @@ class LeanDecoder:
 
     def _step(self, layer: nn.Module, cached: list[Tensor], states: Tensor) -> Tensor:
         """The layer's output [B, D] for the last token of each row, whose key and value go into the cache."""
-        row, width = torch.arange(len(states), device=states.device), int(self.last.max()) + 1
+        row, width = torch.arange(len(states), device=states.device), self.width
         queries, *new = lean_layers.heads_of(layer, states, row, self.angles[self.last], "q", "k", "v")
         for numbers, number in zip(cached, new, strict=True):
             numbers[row, :, self.last] = number.unflatten(1, numbers.shape[1::2])

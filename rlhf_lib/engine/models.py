@@ -29,7 +29,7 @@ from .sharding import passes_through
 
 TextsT = TypeVar("TextsT", bound=Texts)
 States, Actions, PerChoice = Float[Tensor, "N D"], Int[Tensor, "N"], Float[Tensor, "N"]
-LOGITS_AT_ONCE = 2**22  # numbers in one block of logits: 16 MiB in float32
+LOGITS_AT_ONCE = 2**22  # numbers in one block of logits on a CPU: 16 MiB in float32
 
 
 def load_policy(folder: str | Path, *, attention: str = "sdpa") -> nn.Module:
@@ -142,6 +142,11 @@ def no_entropy(logits: Tensor) -> Tensor:
     return logits.new_zeros(logits.shape[:-1])
 
 
+def logits_at_once(device: str) -> int:
+    """Numbers in one block of logits. For each a GPU reads the whole head, and back adds a gradient of its size."""
+    return LOGITS_AT_ONCE * (16 if device == "cuda" else 1)
+
+
 def score_actions(
     model: nn.Module,
     tokens: Tokens,
@@ -158,7 +163,7 @@ def score_actions(
     """
     states = acting_states(hidden_states(model, tokens))[action_mask]
     head, actions = model.get_output_embeddings(), actions_of(tokens)[action_mask]
-    how = dict(temperature=temperature, rows=max(1, LOGITS_AT_ONCE // head.weight.shape[0]))
+    how = dict(temperature=temperature, rows=max(1, logits_at_once(tokens.device.type) // head.weight.shape[0]))
     if len(states) > how["rows"] and entropy is no_entropy and hasattr(model.base_model, "lean"):
         log_probs = chosen_log_probs(states, actions, head.weight, **how)
         entropies = torch.zeros_like(log_probs)
@@ -189,7 +194,7 @@ def score_in_blocks(
 
     again = len(states) > rows and torch.is_grad_enabled()
     blocks = [
-        checkpoint(score, *block, use_reentrant=False) if again else score(*block)
+        checkpoint(score, *block, use_reentrant=False, preserve_rng_state=False) if again else score(*block)
         for block in zip(states.split(rows), actions.split(rows), strict=True)
     ]
     log_probs, entropies = zip(*blocks, strict=True)

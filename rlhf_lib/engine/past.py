@@ -6,6 +6,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import fields
 
+import torch
 from torch import Tensor
 
 
@@ -20,9 +21,25 @@ def cache_name() -> str:
 
 def cache_of(keys_and_values: Sequence[tuple[Tensor, Tensor]], *, copies: int = 1):
     """A cache that has these, for so many rows; whatever grows in it is new."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache()
+    cache = _kind()()
     for layer, both in enumerate(keys_and_values):
         cache.update(*(numbers.repeat_interleave(copies, 0) for numbers in both), layer)
     return cache
+
+
+@functools.cache
+def _kind() -> type:
+    """Hugging Face's own, but that under autocast it holds numbers of autocast, which attention reads anyway.
+
+    Rotation makes the keys float32, and theirs would then hold the values so as well: twice the memory, and a copy of
+    all of it for every token.
+    """
+    from transformers import DynamicCache
+
+    class Cache(DynamicCache):
+        def update(self, keys: Tensor, values: Tensor, *rest, **others) -> tuple[Tensor, Tensor]:
+            if torch.is_autocast_enabled(keys.device.type):
+                keys, values = (numbers.to(torch.get_autocast_dtype(keys.device.type)) for numbers in (keys, values))
+            return super().update(keys, values, *rest, **others)
+
+    return Cache

@@ -104,6 +104,7 @@ class RunFolder:
             for number, step in enumerate(steps, start):
                 now = time.perf_counter()
                 spent = {"stage": stage, "step": number, "seconds": now - started, "peak_mib": peak_memory_mib()}
+                spent |= peak_of_gpu()
                 for file, row in ((metrics, {"stage": stage, **step}), (timing, spent)):
                     with naming(file.name):
                         print(json.dumps(strict(row), allow_nan=False), file=file, flush=True)
@@ -164,6 +165,12 @@ def peak_memory_mib() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def peak_of_gpu() -> dict[str, float]:
+    """`peak_gpu_mib`, the most that this process's tensors have held of its GPU, in MiB; {} where it uses none."""
+    torch = sys.modules.get("torch")  # who has not imported it has used none
+    return {"peak_gpu_mib": torch.cuda.max_memory_allocated() / 2**20} if torch and torch.cuda.is_initialized() else {}
 
 
 @contextmanager

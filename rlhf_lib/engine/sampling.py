@@ -12,7 +12,7 @@ from ..maths.masking import mask_from_lengths
 from ..maths.records import Samples
 from ..maths.shapes import Lengths, Tokens
 from . import distributed, sharding
-from .past import cache_name
+from .past import cache_name, cache_of
 
 DROP_WHEN = 0.25  # copying the cache costs about as much as a step: do it when this share of its rows has ended
 
@@ -74,15 +74,15 @@ def _write(
         return responses, log_probs, lengths, has_eos
 
     decoder = getattr(model, "decoder", Decoder)(model, *_pad_left(prompts, prompt_lengths, pad_token_id))
-    alive = torch.arange(rows, device=prompts.device)  # the row of each row in the decoder
-    for step in range(steps):
-        tokens, chosen_log_probs = _choose(decoder.logits, uniforms[alive.cpu(), step].to(prompts.device), temperature)
+    alive, uniforms = torch.arange(rows, device=prompts.device), uniforms.to(prompts.device)
+    for step in range(steps):  # row i of the decoder is row alive[i]; it stays for a while after its EOS
+        tokens, chosen_log_probs = _choose(decoder.logits, uniforms[alive, step], temperature)
         running = ~has_eos[alive]
-        writing = alive[running]
-        responses[writing, step], log_probs[writing, step] = tokens[running], chosen_log_probs[running]
-        ended = alive[running & (tokens == eos_token_id)]
-        has_eos[ended], lengths[ended] = True, step + 1
-        going_on = (~has_eos[alive]).nonzero().squeeze(1)
+        responses[alive, step] = tokens.where(running, pad_token_id)
+        log_probs[alive, step] = chosen_log_probs.where(running, 0)
+        ends = running & (tokens == eos_token_id)
+        has_eos[alive], lengths[alive] = ends | ~running, lengths[alive].where(~ends, step + 1)
+        going_on = (running & ~ends).nonzero().squeeze(1)  # nothing else waits for a GPU: a token costs one such wait
         if step + 1 == steps or len(going_on) == 0:
             break
         if len(going_on) <= (1 - DROP_WHEN) * len(alive):
@@ -113,7 +113,7 @@ class Decoder:
     def _forward(self, tokens: Tensor) -> None:
         output = self.model(
             input_ids=tokens, attention_mask=self.mask.long(), position_ids=self.positions,
-            use_cache=True, logits_to_keep=1, **{cache_name(): self.cache},
+            use_cache=True, logits_to_keep=1, **{cache_name(): cache_of(()) if self.cache is None else self.cache},
         )  # fmt: skip
         self.logits, self.cache = output.logits[:, -1].float(), getattr(output, cache_name())
 

@@ -30,12 +30,9 @@ def clip_fraction(
 
 
 def step_zero_gaps(
-    log_probs: PerAction,
-    old_log_probs: PerAction,
-    ref_log_probs: PerAction,
-    sampler_log_probs: PerAction,
+    log_probs: PerAction, old_log_probs: PerAction, ref_log_probs: PerAction, sampler_log_probs: PerAction,
     action_mask: ActionMask,
-) -> dict[str, Scalar]:
+) -> dict[str, Scalar]:  # fmt: skip
     """Three numbers that are 0, up to rounding, before the first update. Any two can be 0 while the third is not.
 
     log_probs  [B, T-1] nats, of the policy as it trains; `old_` as it scored the rollout, `sampler_` as it drew it

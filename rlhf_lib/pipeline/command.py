@@ -185,4 +185,6 @@ def show_numbers(console: Console, report: dict) -> None:
         ceiling = f" of {scorer['accuracy_ceiling']:.1%}" if "accuracy_ceiling" in scorer else ""
         table.add_row("reward model agrees with readers", "", f"{scorer['accuracy']:.1%}{ceiling}")
     table.add_row("minutes, peak MiB", "", f"{report['seconds']['total'] / 60:.1f}, {report['peak_memory_mib']:.0f}")
+    if "peak_gpu_mib" in report:
+        table.add_row("  of tensors on the GPU", "", f"{report['peak_gpu_mib']:.0f}")
     console.print(table)

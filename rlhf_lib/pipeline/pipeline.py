@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from .. import __version__
 from ..engine import distributed
-from ..engine.run_folder import peak_memory_mib, stopwatch
+from ..engine.run_folder import peak_memory_mib, peak_of_gpu, stopwatch
 from .enough import refuse_too_little
 from .errors import OccupiedError, SettingsError
 from .failures import loss_explained, memory_explained
@@ -22,6 +22,7 @@ from .scales import scale_of
 from .stages import STAGES
 
 VERSIONS_OF = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "safetensors")
+PEAKS = ("peak_memory_mib", "peak_gpu_mib")  # of the process, and of its tensors on a GPU if it uses one
 
 
 @damage_explained()
@@ -54,7 +55,7 @@ def run_pipeline(run: Run, stages: Sequence[str] = tuple(STAGES)) -> dict:
             found = STAGES[stage](run)
             distributed.wait_for_all()  # for what the main process has saved
         results = {name: results[name] for name in itertools.takewhile(stage.__ne__, STAGES) if name in results}
-        results[stage] = {**found, "seconds": seconds[stage], "peak_memory_mib": peak_memory_mib()}
+        results[stage] = {**found, "seconds": seconds[stage], "peak_memory_mib": peak_memory_mib(), **peak_of_gpu()}
         run.out.write_json("results.json", results)
     report = make_report(run, results)
     if "evaluation" in results:
@@ -116,7 +117,7 @@ def make_report(run: Run, results: dict) -> dict:
         "preset": run.settings.preset,
         "seed": run.settings.seed,
         "seconds": {"total": sum(seconds.values()), **seconds},
-        "peak_memory_mib": max(result["peak_memory_mib"] for result in results.values()),
+        **{name: max(peaks) for name in PEAKS if (peaks := [r[name] for r in results.values() if name in r])},
         "sft": evaluation.get("sft"),
         "reference": evaluation.get("reference"),
         "reward_model": _numbers(results.get("reward_model", {})),
@@ -134,7 +135,7 @@ def make_report(run: Run, results: dict) -> dict:
 
 
 def _numbers(result: dict) -> dict:
-    return {name: value for name, value in result.items() if name not in ("seconds", "peak_memory_mib")}
+    return {name: value for name, value in result.items() if name not in ("seconds", *PEAKS)}
 
 
 def _version(package: str) -> str:

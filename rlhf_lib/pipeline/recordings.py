@@ -23,7 +23,7 @@ from .settings import Settings, from_json, load_settings
 RUNS = ASSETS / "runs"
 SEEDS = {"tiny": (0,), "tiny-overoptimised": (0, 1, 2)}
 RECORDED = [(preset, seed) for preset, seeds in SEEDS.items() for seed in seeds]
-COST = ("seconds", "peak_memory_mib")  # in report.json; differs each time
+COST = ("seconds", "peak_memory_mib", "peak_gpu_mib")  # in report.json; differs each time
 SAMPLES = 24  # posts
 
 

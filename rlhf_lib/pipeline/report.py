@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from ..algorithms.step_zero import LIMITS
 from ..engine.evaluation import is_copy, repeats_itself
+from ..engine.precision import slack
 from ..engine.run_folder import read_lines
 from ..worlds.tiny_tldr.summaries import SLOT_OF
 from .errors import MissingInputError
@@ -26,7 +27,8 @@ WRITERS = {"sft": "SFT", "policy": "PPO", "reference": "reference"}
 HOLDS = {
     "kl_before_first_update": "Policy and reference are the same model (nats a token).",
     "ratio_error_before_first_update": "Training sees the probabilities that the rollout saw (ratio less 1).",
-    "sampler_forward_gap": "Texts are drawn from the distribution that is scored (nats).",
+    "sampler_forward_gap": "Texts are drawn from the distribution that is scored (nats, the worst token).",
+    "sampler_kl": "They are on average as well (nats a token; rounding averages out, a filter does not).",
 }
 
 
@@ -56,7 +58,7 @@ def contents(folder: Path) -> dict:
     return dict(
         report=report,
         headline=headline(report, sum(row.get("stage") == "ppo" for row in metrics)),
-        checks=checks(report.get("ppo") or {}),
+        checks=checks(report.get("ppo") or {}, chosen.engine.precision if chosen else "float32"),
         groups=examples(samples),
         unpicked=[example(row) for row in samples[:12]],
         posts=len(samples),
@@ -84,14 +86,15 @@ def headline(report: dict, updates: int) -> str:
     return sentence.replace("%", f"% [{100 * low:.0f},{SPACE}{100 * high:.0f}]", 1) + unclear
 
 
-def checks(found: dict) -> list[dict]:
-    """The step-zero checks with their limits; `holds` is None where the number is not there."""
+def checks(found: dict, precision: str) -> list[dict]:
+    """The step-zero checks with their limits in this precision; `holds` is None where the number is not there."""
+    limits = {name: limit * slack(name, precision) for name, (limit, _) in LIMITS.items()}
     return [
         dict(
-            name=name, says=HOLDS.get(name, name), found=found.get(name), limit=limit, where_to_look=where_to_look,
-            holds=found[name] < limit if _is_number(found.get(name)) else None,
+            name=name, says=HOLDS.get(name, name), found=found.get(name), limit=limits[name],
+            where_to_look=where_to_look, holds=abs(found[name]) < limits[name] if _is_number(found.get(name)) else None,
         )
-        for name, (limit, where_to_look) in LIMITS.items()
+        for name, (_, where_to_look) in LIMITS.items()
     ]  # fmt: skip
 
 

@@ -84,7 +84,7 @@ def run_ppo(run: Run) -> dict:
     run.save("policy", state.policy)
     run.save("value", state.critic)
     updates = [row for row in read_lines(run.out / "metrics.jsonl") if row["stage"] == "ppo"]
-    step_zero = {name: updates[0][name] for name in LIMITS}
+    step_zero = {name: updates[0][name] for name in LIMITS if name in updates[0]}  # an older log has fewer of them
     return {**step_zero, "kl_per_sequence": updates[-1]["kl_per_sequence"]}
 
 

@@ -62,13 +62,13 @@ def test_kl_terms_that_cancel_still_trip(monkeypatch):
         assert_step_zero(state.policy, replace(rollout, ref_log_probs=rollout.old_log_probs + off), CONFIG, PARTS)
 
 
-def test_another_sampling_temperature_trips_the_gap_alone(monkeypatch):
+def test_another_sampling_temperature_trips_the_third_alone(monkeypatch):
     """Rejects a set of checks without the third: sampling at 1.4 T and scoring at T passes the first two."""
 
     def hotter(*args, temperature, **rest):
         return sample(*args, temperature=1.4 * temperature, **rest)
 
-    assert tripped(new_state(), monkeypatch, replace(PARTS, sample=hotter)) == {"sampler_forward_gap"}
+    assert tripped(new_state(), monkeypatch, replace(PARTS, sample=hotter)) == {"sampler_forward_gap", "sampler_kl"}
 
 
 def test_dropout_in_training_trips_the_ratio_alone(monkeypatch):

@@ -135,12 +135,20 @@ def test_the_last_checkpoint_of_trl_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("precision", "first"), [("bfloat16", NOTHING), ("float32", "another distribution is sampled")]
+    ("precision", "changes", "first"),
+    [
+        ("bfloat16", dict(sampler_forward_gap=0.01, sampler_kl=1e-4), NOTHING),
+        ("float32", dict(sampler_forward_gap=0.01), "another distribution is sampled"),
+        ("bfloat16", dict(sampler_forward_gap=0.1, sampler_kl=0.025), "another distribution is sampled"),
+        ("bfloat16", dict(sampler_forward_gap=0.1, sampler_kl=-0.025), "another distribution is sampled"),
+        ("bfloat16", dict(sampler_forward_gap=0.1), NOTHING),
+    ],
+    ids=["rounding", "too much for float32", "top-p", "of either sign", "an older log"],
 )
-def test_fewer_bits_are_no_bug(tmp_path, precision, first):
-    """Rejects limits of float32 for a run in bfloat16, and those of bfloat16 for all."""
+def test_fewer_bits_are_no_bug(tmp_path, precision, changes, first):
+    """Rejects limits of float32 for a run in bfloat16, those of bfloat16 for all, and a mean that nobody reads."""
     (tmp_path / "metrics.jsonl").write_text(
-        "".join(json.dumps({"stage": "ppo", **row}) + "\n" for row in rows(sampler_forward_gap=0.01))
+        "".join(json.dumps({"stage": "ppo", **row}) + "\n" for row in rows(**changes))
     )
     (tmp_path / "settings.json").write_text(json.dumps({"ppo": {"updates": 6}, "engine": {"precision": precision}}))
     assert diagnose(read_log(tmp_path)).first == first

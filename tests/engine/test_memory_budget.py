@@ -19,6 +19,7 @@ from rlhf_lib.course.memory_peaks import MAKES_A_MASK, measure, plan_of, random_
 from rlhf_lib.engine import models
 from rlhf_lib.engine.memory_budget import GIB, ModelShape, Plan, estimate, operations
 from rlhf_lib.engine.memory_budget.operations import Pass
+from rlhf_lib.engine.precision import in_precision
 
 without_a_mask = pytest.mark.skipif(MAKES_A_MASK, reason="Transformers makes a mask")
 SMALL = dict(vocab_size=131, hidden_size=24, num_hidden_layers=2, num_attention_heads=4)
@@ -116,6 +117,17 @@ def test_an_update_to_the_percent(what):
     assert budget.peak == pytest.approx(found.peak, rel=0.01)
 
 
+@without_a_mask
+@pytest.mark.parametrize("config", [llama(**MIDDLE), neox(**MIDDLE)], ids=["llama", "neox"])
+@pytest.mark.parametrize("prompt", [10, 200])
+def test_an_update_under_autocast_to_the_percent(config, prompt):
+    """Rejects a cache, or a head, counted in numbers that it has not got."""
+    found = measure(random_run(config, SETTINGS, prompt=prompt, prepare=partial(in_precision, precision="bfloat16")))
+    budget = estimate(plan_of(config, SETTINGS, prompt=prompt, found=found, autocast="bfloat16"))
+    for phase in [phase for phase in budget.phases if phase.name != "scoring"]:  # the reward model here is in float32
+        assert phase.total == pytest.approx(found.phases[phase.name], rel=0.05), phase
+
+
 DEEP = llama(**MIDDLE | {"num_hidden_layers": 6})
 THRIFTY = {  # what is special, what is done to policy and critic, what the plan calls it
     "checkpointing": (models.run_layers_again, dict(gradient_checkpointing=True)),
@@ -161,6 +173,15 @@ def test_what_takes_less():
         assert estimate(replace(PLAN, **change)).peak < peak, change
     shared = replace(PLAN, trainable_layers=2, shared_trunk=True)
     assert estimate(shared).peak < estimate(replace(shared, shared_trunk=False)).peak
+
+
+def test_blocks_of_logits_are_larger_on_a_gpu(monkeypatch):
+    """Rejects one size for both, another in the budget than in the pass, and one that tests cannot make smaller."""
+    peaks = [estimate(replace(PLAN, device=device)).phases[1].total for device in ("cpu", "cuda")]
+    assert peaks[0] < peaks[1] < peaks[0] + 2 * GIB
+    assert models.logits_at_once("cpu") == models.LOGITS_AT_ONCE == 2**22 < models.logits_at_once("cuda") == 2**26
+    monkeypatch.setattr(models, "LOGITS_AT_ONCE", 2**26)
+    assert estimate(replace(PLAN, device="cpu")).phases[1].total == peaks[1]
 
 
 def test_weights_by_hand():

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from rlhf_lib.engine.run_folder import RunFolder, read_lines, stopwatch
 
@@ -125,6 +126,17 @@ def test_stopwatch_adds_up_and_survives_errors():
     with pytest.raises(KeyError), stopwatch(seconds, "ppo"):
         raise KeyError
     assert 100 < seconds["ppo"] < 101
+
+
+def test_memory_of_a_gpu_stands_beside_that_of_the_process(tmp_path, monkeypatch):
+    """Rejects the process's memory alone where tensors are on a GPU, and a column where none is in use."""
+    out = RunFolder(tmp_path)
+    assert [*out.log("ppo", [{}])] == [{}]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
+    assert [*out.log("ppo", [{}], start=1)] == [{}]
+    without, with_one = read_lines(tmp_path / "timing.jsonl")
+    assert with_one["peak_gpu_mib"] == 3072 and with_one.keys() - without.keys() == {"peak_gpu_mib"}
 
 
 def test_peak_memory_is_in_mib():

@@ -1,5 +1,6 @@
 """The sampler: the right tokens from the right distribution, whatever else is in the batch."""
 
+from contextlib import nullcontext
 from dataclasses import fields
 
 import pytest
@@ -8,9 +9,11 @@ from scipy.stats import chisquare
 
 from rlhf_lib.course.table import Table
 from rlhf_lib.engine import sampling
+from rlhf_lib.engine.lean_decoder import lean_decoding
 from rlhf_lib.engine.models import score_actions
 from rlhf_lib.engine.sampling import sample, uniforms
 from rlhf_lib.maths.records import Prompts
+from tests.elsewhere import DEVICE, INDEXED, Elsewhere, MadeFromNumbers, SecondDevice
 from tests.tiny import EOS, MODELS, PAD, VOCAB, ragged_prompts, tiny_llama
 
 ROWS, STEPS = 12, 8
@@ -191,6 +194,43 @@ def test_uniforms_depend_on_the_key_alone():
     assert len(everything.unique()) == len(everything)
     assert everything.min() >= 0 and everything.max() < 1
     assert round(float(uniforms(0, "pinned", rows=1, steps=1)), 6) == 0.603659  # found once; the same on every machine
+
+
+# On a GPU
+
+
+class Waits(SecondDevice):
+    """Counts what makes a CPU wait for a GPU: a number, or a tensor, that comes back, and a size that hangs on them."""
+
+    waits = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        there = bool(args) and isinstance(args[0], Elsewhere)
+        picked = args[1] if there and function in INDEXED else ()
+        self.waits += there and (
+            function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+            or torch.device((kwargs or {}).get("device") or DEVICE).type == "cpu"
+            or any(index is not None and index.dtype == torch.bool for index in picked)
+        )
+        return super().__torch_dispatch__(function, types, args, kwargs)
+
+
+def test_a_gpu_is_waited_for_once_a_token(monkeypatch):
+    """Rejects the longest row asked for in every layer, random numbers fetched step by step, and picks by a mask.
+
+    With the lean decoder: Hugging Face's models wait by themselves, to look whether a mask is needed.
+    """
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # there is none for this device
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+
+    def waits(steps: int) -> int:
+        with MadeFromNumbers(), Waits() as device:
+            model, prompts = tiny_llama().to(DEVICE), ragged_prompts(5)
+            with lean_decoding(model, lean=True):
+                write(model, Prompts(prompts.tokens.to(DEVICE), prompts.lengths.to(DEVICE)), RANDOM[:5, :steps], eos=-1)
+        return device.waits
+
+    assert waits(8) - waits(5) == 3
 
 
 # What comes out

@@ -74,6 +74,20 @@ def test_the_same_texts_and_a_resume(second_device, tmp_path):
     assert content(resumed, OUTPUTS) == before
 
 
+@pytest.mark.parametrize(
+    "changes", [(), ("world.trainable_layers=2",), ("ppo.samples_per_prompt=2", "ppo.minibatches=2")]
+)
+def test_five_stages_of_lean_elsewhere(second_device, tmp_path, monkeypatch, changes):
+    """Rejects a list of states, places or prefixes that is made on the CPU in the lean pass or its decoder.
+
+    Without fused AdamW, and without blocks of logits that are made again: both ask a driver.
+    """
+    plainly = torch.optim.AdamW
+    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, *, fused, **rest: plainly(groups, **rest))
+    run_pipeline(small_run(tmp_path / "there", "ppo.lean=true", *changes))
+    assert second_device.operations > 10_000
+
+
 def test_the_second_device_refuses_what_a_gpu_refuses():
     """Rejects a second device on which anything goes: then the tests above would show nothing."""
     with MadeFromNumbers(), SecondDevice():

@@ -43,7 +43,8 @@ REPORTED = {
     "sft": "gold rouge_l",
     "reward_model": "accuracy accuracy_ceiling pairs",
     "ppo": "gold rouge_l win_rate_vs_sft win_rate_vs_sft_interval win_rate_vs_sft_length_matched win_rate_vs_reference "
-    "kl_per_sequence kl_before_first_update ratio_error_before_first_update sampler_forward_gap title_copy_rate "
+    "kl_per_sequence kl_before_first_update ratio_error_before_first_update sampler_forward_gap sampler_kl "
+    "title_copy_rate "
     "response_length",
     "seconds": "total sft reward_model ppo evaluation",
     "versions": "python torch transformers",

@@ -13,7 +13,7 @@ import pytest
 from rlhf_lib.engine.run_folder import RunFolder
 from rlhf_lib.pipeline import pictures
 from rlhf_lib.pipeline.errors import UserError
-from rlhf_lib.pipeline.report import examples, headline, write_report
+from rlhf_lib.pipeline.report import checks, examples, headline, write_report
 from rlhf_lib.pipeline.settings import load_settings
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=https://example.org/x onerror=alert(1)>{{ 7 * 7 }}&amp;"
@@ -175,6 +175,15 @@ def test_the_checks_are_marked_by_a_word(run):
     assert "look at dropout and masks" in words and "look at temperature" not in words
 
 
+def test_checks_have_the_limits_of_their_precision():
+    """Rejects limits of float32 for all, one that a negative mean passes, and a check of what an older run lacks."""
+    found = {"sampler_forward_gap": 0.02, "sampler_kl": -0.02}
+    holds = {p: {row["name"]: row["holds"] for row in checks(found, p)} for p in ("float32", "bfloat16")}
+    assert [holds[p]["sampler_forward_gap"] for p in holds] == [False, True]
+    assert [holds[p]["sampler_kl"] for p in holds] == [False, False]
+    assert holds["bfloat16"]["kl_before_first_update"] is None
+
+
 def test_examples_fall_into_the_right_groups():
     """Rejects a group of the wrong writer's summaries, and a post that is shown twice."""
     found = {group["name"]: group for group in examples([BETTER, WORSE, SAME, TWICE])}
@@ -228,7 +237,7 @@ def test_only_the_report_is_needed(run):
     page = Page(run)
     assert_alone(page)
     assert "not compared yet" in page.words() and "settings.json is not here" in page.words()
-    assert page.numbers and {value for value, _ in page.numbers} == {1e-6, 1e-5, 1e-4}  # the limits; the rest is n/a
+    assert page.numbers and {value for value, _ in page.numbers} == {1e-6, 1e-5, 1e-4, 5e-6}  # limits, else n/a
 
 
 @pytest.mark.filterwarnings("error")

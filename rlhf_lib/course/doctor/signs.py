@@ -19,6 +19,7 @@ GAP, RATIO_ERROR, KL_AT_START = (
     10 * step_zero.LIMITS[name][0]
     for name in ("sampler_forward_gap", "ratio_error_before_first_update", "kl_before_first_update")
 )
+SAMPLER_KL = 2 * step_zero.LIMITS["sampler_kl"][0]  # of a mean rounding leaves next to nothing
 KL_A_TEXT = 0.05  # nats: a healthy run of TRL in bfloat16 had 0.01 before its first update, the least bug 0.2
 CENTRED, WHITE = 0.01, 0.05  # how far a whitened mean may be from 0, a standard deviation from 1
 MOVED = 1e-5  # nats a token: an update that moved the policy
@@ -91,10 +92,15 @@ def ratios_stay_off(log: Log) -> bool | None:
 
 
 def _gap(log: Log):
-    first = log["sampler_forward_gap"][0]
+    """The mean as well, where a log has it: with fewer bits it tells what the worst token leaves open."""
+    first, (kl, *_) = log["sampler_forward_gap"][0], log["sampler_kl"] or [0.0]
     if first > GAP * log.slack:
         return f"the sampler's log-probabilities are up to {first:.3g} nats off a forward pass, before any update", {
             "sampler_forward_gap": first
+        }
+    if abs(kl) > SAMPLER_KL * log.slack:
+        return f"the sampler's log-probabilities are {kl:.3g} nats a token off a forward pass, before any update", {
+            "sampler_kl": kl
         }
 
 

@@ -82,7 +82,7 @@ def look(case, config: PPOConfig = RUN, *, seed: int = 0) -> Seen:
 
 
 def step_zero(seen: Seen) -> dict[str, float]:
-    """The three numbers of `assert_step_zero`, which here does not stop anybody."""
+    """Three of the numbers of `assert_step_zero`, which here does not stop anybody."""
     rollout = seen.rollout
     gaps = step_zero_gaps(
         seen.scored_again, rollout.old_log_probs, rollout.ref_log_probs, rollout.sampler_log_probs, rollout.action_mask

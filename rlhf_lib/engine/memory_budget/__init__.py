@@ -3,7 +3,7 @@
     from rlhf_lib.engine.memory_budget import GIB, ModelShape, Plan, estimate
 
     shape = ModelShape.of(AutoConfig.from_pretrained(folder))      # or ModelShape(layers=16, width=2048, ...)
-    plan = Plan(policy=shape, batch=64, micro_batch=8, prompt=512, response=53, dtype="bfloat16", device="cuda")
+    plan = Plan(policy=shape, batch=64, micro_batch=8, prompt=512, response=53, autocast="bfloat16", device="cuda")
     budget = estimate(plan)      # estimate(replace(plan, micro_batch=4)) for another
     budget.peak, budget.phase    # bytes of live tensors at the highest moment, and the phase it is in
     budget.fits(15 * GIB)        # whether they are less than that
@@ -17,7 +17,7 @@ and goes within an operation. What is not: the scratch memory within kernels, wh
 the CUDA context (some hundred MiB), Python and the libraries. So a budget that just fits a GPU does not.
 
 It is the budget of `algorithms.ppo`: policy and critic train, each with its own weights; one backward pass for a
-micro-batch through both; a policy that writes all rows of a batch at once; a head that runs only where something was
+micro-batch through both; a policy that writes `written` rows at once; a head that runs only where something was
 chosen. It is the second optimiser step's, from which on Adam has its moments. Every row is taken to be as long as it
 may be; `longest` and `actions` tell what is known better.
 

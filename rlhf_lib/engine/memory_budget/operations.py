@@ -155,7 +155,7 @@ def policy_head(run: Pass, *, at_once: int, entropy: bool, trains: bool = True) 
 
 def scorer_head(run: Pass) -> Operation:
     """One number in every state."""
-    return Operation("score", run.inputs(1), run.stream, run.stream, run.shape.width)
+    return Operation("score", run.stream, run.stream, run.stream, run.shape.width)
 
 
 def _norm(name: str, run: Pass, *, kept: bool = False) -> Operation:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ..models import LOGITS_AT_ONCE
+from ..models import logits_at_once
 from . import operations
 from .held import held_bytes
 from .operations import DOUBLE, FLOAT32, INTEGER, Operation, Pass
@@ -85,7 +85,7 @@ def scoring(plan: Plan) -> Phase:
     found = []
     for model in ("policy", "critic", "reward_model"):
         run = plan.a_pass(model)
-        head = [operations.scorer_head(run)] if model != "policy" else policy_head(run, entropy=True)
+        head = [operations.scorer_head(run)] if model != "policy" else policy_head(plan, run, entropy=True)
         passing, where = looking(run, head)
         found.append(Phase("scoring", {PASSING: passing}, f"{model.replace('_', ' ')}: {where}"))
     return max(found, key=total)
@@ -102,8 +102,10 @@ def looking(run: Pass, head: Iterable[Operation]) -> tuple[int, str]:
     return highest.alone + inputs + run.angles, highest.name
 
 
-def policy_head(run: Pass, *, entropy: bool, trains: bool = True) -> list[Operation]:
-    return operations.policy_head(run, at_once=LOGITS_AT_ONCE, entropy=entropy, trains=trains)
+def policy_head(plan: Plan, run: Pass, *, entropy: bool, trains: bool = True) -> list[Operation]:
+    """In the numbers of its weights: autocast is for layers, see `engine.precision`."""
+    run = replace(run, inner=run.number)
+    return operations.policy_head(run, at_once=logits_at_once(plan.device), entropy=entropy, trains=trains)
 
 
 def step(plan: Plan) -> Phase:
@@ -147,7 +149,7 @@ def forward(plan: Plan, model: str) -> list[Stretch]:
     if model == "critic":
         head = [operations.scorer_head(run)]
     else:
-        head = policy_head(run, entropy=plan.entropy, trains=not frozen)
+        head = policy_head(plan, run, entropy=plan.entropy, trains=not frozen)
     below = [operations.embedding(run, also_head=model == "policy" and run.shape.tied)]
     return [
         Stretch(model, operations.at_rest(below) if frozen else below),

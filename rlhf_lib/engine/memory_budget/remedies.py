@@ -28,7 +28,7 @@ def _changes(plan: Plan) -> Iterator[tuple[str, Plan]]:
     if not plan.gradient_checkpointing:
         yield "gradient checkpointing", replace(plan, gradient_checkpointing=True)
     if plan.dtype == "float32" and plan.autocast is None:
-        yield "weights and all else in bfloat16", replace(plan, dtype="bfloat16")
+        yield "engine.precision=bfloat16", replace(plan, autocast="bfloat16")
     if (top := plan.policy.layers // 4) and plan.trainable_layers is None:
         less = replace(plan, trainable_layers=top)
         yield f"only the top {top} of {plan.policy.layers} layers in training", less
