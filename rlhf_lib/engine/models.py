@@ -242,8 +242,7 @@ def scorer_from_policy(policy: nn.Module, *, seed: int) -> nn.Module:
     scorer.base_model.load_state_dict(policy.base_model.state_dict())
     width = scorer.score.weight.shape[1]
     noise = torch.randn(1, width, generator=torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        scorer.score.weight.copy_(noise / (width + 1) ** 0.5)
+    scorer.score.weight.detach().copy_(noise / (width + 1) ** 0.5)
     return scorer.eval()
 
 
