@@ -127,7 +127,7 @@ def test_together_with_a_frozen_trunk(tmp_path, precision):
     while hasattr(layer, "args"):
         layer, depth = layer.args[-1], depth + 1
     assert depth == 2
-    assert 0 < metrics(tmp_path, "ppo")[-1]["kl_per_sequence"] < 1
+    assert 0 < abs(metrics(tmp_path, "ppo")[-1]["kl_per_sequence"]) < 1  # k1 of eight texts: of either sign
 
 
 def compiler_or_skip() -> None:
