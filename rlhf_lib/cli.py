@@ -18,7 +18,7 @@ OF_THE_DISK = {  # what is not our mistake, and what to do about it
 
 RESUME = (
     "Go on with the run in OUT where it was stopped. Of its settings only those may be others that change results by "
-    "rounding only: micro-batches, world.sampled_at_once, engine.gradient_checkpointing and engine.device."
+    "rounding only: micro-batches, engine.gradient_checkpointing, engine.device, and in PPO world.sampled_at_once."
 )
 PRESETS = "tiny or tiny-overoptimised or smollm2 or tldr-pythia-1b or tldr-llama-1b or tldr-t4"
 

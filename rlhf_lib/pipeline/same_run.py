@@ -44,6 +44,8 @@ def changed_settings(run: Run) -> Changed:
         key = others[0]
         before, now = changed[key]
         resume = "add --resume to go on with it, or choose" if changed.keys() <= BY_ROUNDING else "choose"
+        if run.resume:
+            resume = "give again the settings that it was started with (settings.json there has them), or choose"
         raise SettingsError(
             f"{run.out.path} holds a run with {key}={before}, not {now}: {resume} another --out; to build on that "
             f"run's output, add --from {run.out.path}"

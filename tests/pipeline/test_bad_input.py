@@ -280,7 +280,7 @@ FOLDERS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "more than a micro-batch": (
         "--resume --set sft.micro_batch_size=4 --set ppo.epochs=1",
         lambda out: None,
-        "holds a run with ppo.epochs=2, not 1: choose another --out",
+        "holds a run with ppo.epochs=2, not 1: give again the settings that it was started with",
     ),
     "another setting": ("--resume --set ppo.clip=0.3", lambda out: None, "holds a run with ppo.clip=0.2, not 0.3"),
     "another preset": (

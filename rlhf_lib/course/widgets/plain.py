@@ -48,7 +48,7 @@ def show(x: float | str, digits: int = 3) -> str:
     if math.isinf(x):
         return "∞" if x > 0 else "−∞"
     size = abs(x)
-    if size < 0.5 * 10**-digits:
+    if size < 10**-digits:
         text = f"{size:.0e}".replace("e-0", "e-")
     elif size >= 1e6:
         text = f"{size:.1e}".replace("e+0", "e+")

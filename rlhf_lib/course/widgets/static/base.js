@@ -13,7 +13,7 @@ export function show(x, digits = 3) {
   const sign = x < 0 ? "−" : "";
   const size = Math.abs(x);
   if (size === Infinity) return `${sign}∞`;
-  if (size > 0 && size < 0.5 * 10 ** -digits) return sign + size.toExponential(0);
+  if (size < 10 ** -digits) return sign + size.toExponential(0);
   return sign + (size >= 1e6 ? size.toExponential(1) : size.toFixed(digits));
 }
 

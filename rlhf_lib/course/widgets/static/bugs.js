@@ -23,7 +23,7 @@ function boardAxes({ low, high, x, y }, last) {
   const level = high === low ? [low] : [low, high];
   return [
     draw("path", { class: "bugs-axis", d: `M${BOARD.left} ${BOARD.top}V${base}H${end}` }),
-    ...level.map((value) => words("", BOARD.left - 7, y(value) + 4, show(value, 2), "end")),
+    ...level.map((value) => words("", BOARD.left - 7, y(value) + 4, show(value, Math.abs(value) < 100 ? 2 : 0), "end")),
     words("", x(0), base + 14, "0", "middle"), words("", x(last), base + 14, String(last), "end"),
     words("", (x(0) + x(last)) / 2, base + 14, "update", "middle"),
   ];
