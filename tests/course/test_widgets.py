@@ -86,12 +86,14 @@ def test_plain_data_survives_json():
     ("x", "text"),
     [
         (0.0, "0"), (-0.0, "0"), (1.0, "1.000"), (-1.0005, "−1.000"), (0.0625, "0.063"), (-0.0625, "−0.063"),
-        (0.0005, "0.001"), (0.00049, "5e-4"), (-2e-12, "−2e-12"), (999999.9, "999999.900"), (1e6, "1.0e+6"),
+        (0.001, "0.001"), (0.0005, "5e-4"), (0.00096, "1e-3"), (-2e-12, "−2e-12"), (999999.9, "999999.900"), (1e6, "1.0e+6"),
         (2.5e13, "2.5e+13"), ("NaN", "NaN"), (math.inf, "∞"), ("-Infinity", "−∞"),
     ],
 )  # fmt: skip
 def test_numbers_as_the_page_writes_them(x, text):
-    """Rejects Python's rounding of ties (0.062), a minus zero, a tiny number shown as 0 and a shortened exponent."""
+    """Rejects Python's rounding of ties (0.062), a minus zero, a tiny number shown as 0 or at twice its size, and a
+    shortened exponent.
+    """
     assert show(x) == text
 
 
