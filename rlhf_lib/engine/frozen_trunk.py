@@ -3,7 +3,7 @@
 The lower layers of policy, reference, value and reward model are the same modules, down to the embeddings. What they
 make of a text is remembered: a text is read once, however many models and epochs look at it, and only the top layers
 run again. Texts with the same prompt share its reading, and so does the sampler that wrote them. Keys and values, which
-texts look back at, take nine tenths of a reading: they have a memory of their own, and go before the states do.
+texts look back at, take 95 % of a prompt's reading: they have a memory of their own, and go before the states do.
 
 A prompt goes through the trunk by itself, then the texts below it side by side, since it is the weights that take the
 time. So a row's states depend, in their last bits, on which texts of its prompt are read with it, and on no other row.

@@ -59,7 +59,7 @@ def hidden_states(model: nn.Module, tokens: Tokens) -> Tensor:
 def read_ahead(model: nn.Module, texts: TextsT) -> TextsT:
     """The same texts, once a frozen trunk has read them if the model has one: those of a prompt all together.
 
-    Micro-batches may part those of a prompt, other ones at another size; their last bits must not depend on it.
+    Micro-batches may part those of a prompt, other ones at another size or resumed; last bits must not depend on it.
     """
     if trunk := vars(model.base_model).get("trunk"):
         trunk.states_of(trunk.rows(texts.tokens))

@@ -52,8 +52,8 @@ def find_places(tokens: Tokens, read: Bool[Tensor, "B states"]) -> Places:
 
 def each_once(places: Places, read: Bool[Tensor, "B states"]) -> tuple[Bool[Tensor, "B states"], Tensor]:
     """Of the M places that are read, one for each distinct state; and which of these is the same as each of the M."""
-    number, size = places.state[read], int(read.sum())
-    _, same = number.unique(return_inverse=True)
-    first = same.new_full((size,), size).scatter_reduce(0, same, torch.arange(size, device=same.device), "amin")
-    chosen = first.new_zeros(size, dtype=torch.bool).index_fill(0, first[first < size], True)
+    states, same = places.state[read].unique(return_inverse=True)
+    order = torch.arange(len(same), device=same.device)
+    first = order.new_full((len(states),), len(same)).scatter_reduce(0, same, order, "amin")
+    chosen = torch.zeros_like(order, dtype=torch.bool).index_fill(0, first, True)
     return torch.zeros_like(read).masked_scatter(read, chosen), (chosen.cumsum(0) - 1)[first[same]]

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from ..algorithms.parts import Parts
-from ..algorithms.reward_model import Comparisons
 from ..algorithms.step_zero import StepZeroError
 from ..engine import checkpoint, distributed, dump, loss_scaling, models, sharding
 from ..engine.files import brief, naming
@@ -85,15 +84,6 @@ class Run:
         how = self.settings.engine.sharding
         if how != "none" and distributed.size() > 1:
             share_out(*models, optimizer=optimizer, how=how)
-
-    def read_ahead(self, batch: Comparisons) -> Comparisons:
-        """The same batch, once the trunk that all models share has read its texts, all of a post together.
-
-        Micro-batches may part those of one post, other ones in a resumed run; their last bits must not depend on it.
-        """
-        if self.trunk:
-            self.trunk.states_of(self.trunk.rows(batch.texts.tokens))
-        return batch
 
     @cached_property
     def device(self) -> torch.device:

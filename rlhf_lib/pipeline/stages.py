@@ -10,9 +10,12 @@ evaluation    sft/, policy/                       -> samples.jsonl
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+
+from torch import nn
 
 from ..algorithms import ppo, reward_model, sft
+from ..algorithms.reward_model import Comparisons
 from ..algorithms.step_zero import LIMITS
 from ..engine import models
 from ..engine.run_folder import read_lines
@@ -56,7 +59,7 @@ def run_reward_model(run: Run) -> dict:
 
     def steps(done: int) -> Iterator[dict]:
         state.step = done
-        batches = map(run.read_ahead, map(run.placed, preferences.batches(config, seed=seed, start=done)))
+        batches = _read_ahead(scorer, map(run.placed, preferences.batches(config, seed=seed, start=done)))
         return reward_model.train_reward_model(state, batches, config, run.parts)
 
     run.train("reward_model", {"scorer": scorer}, state.optimizer, steps, config.steps)
@@ -64,6 +67,12 @@ def run_reward_model(run: Run) -> dict:
     reward_model.centre(scorer, references, micro_batch_size=run.settings.ppo.micro_batch_size, parts=run.parts)
     run.save("reward_model", scorer)
     return {**preferences.accuracy(scorer), "pairs": preferences.pairs}
+
+
+def _read_ahead(scorer: nn.Module, batches: Iterable[Comparisons]) -> Iterator[Comparisons]:
+    for batch in batches:
+        models.read_ahead(scorer, batch.texts)
+        yield batch
 
 
 def run_ppo(run: Run) -> dict:
