@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -183,9 +185,15 @@ def lab(context: typer.Context) -> None:
 
 def main() -> None:
     """The entry point. What the user did wrong is one line on stderr and exit status 2, never a traceback."""
-    status, complaint = _status()
+    status, complaint = 1, ""
+    try:
+        status, complaint = _status()
+    except Exception:  # a mistake of ours: the traceback that Python itself would print
+        traceback.print_exc()
     if complaint:
         typer.echo(complaint, err=True)
+    if distributed := sys.modules.get(f"{__package__}.engine.distributed"):
+        distributed.leave_if_one_of_several(status)
     raise SystemExit(status)
 
 

@@ -57,6 +57,27 @@ def run(folder: Path, processes: int, *how: str) -> list[tuple[list[dict], dict[
     return left
 
 
+LEAVE = """
+import atexit, sys
+from rlhf_lib.engine import distributed
+atexit.register(print, "taken apart")
+distributed.begin()
+print("said", end="")
+distributed.leave_if_one_of_several(3)
+sys.exit(4)
+"""
+
+
+@pytest.mark.parametrize(("processes", "status", "said"), [(1, 4, "saidtaken apart\n"), (2, 3, "said")])
+def test_who_leaves_takes_nothing_apart(processes, status, said):
+    """Rejects a group that is taken apart at the end, which aborts or hangs now and then once another one is gone, and
+    words that were said but are still in a buffer. One process alone ends like any other.
+    """
+    started = start(processes, "-c", LEAVE)
+    assert [process.communicate(timeout=60)[0] for process in started] == [said] * processes
+    assert [process.returncode for process in started] == [status] * processes
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     return run(tmp_path_factory.mktemp("alone") / "run", 1)[0]

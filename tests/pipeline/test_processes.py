@@ -117,7 +117,7 @@ def test_a_killed_process_and_a_run_that_goes_on(alone, tmp_path, sharding, then
     second.send_signal(signal.SIGKILL)
     complaint = first.communicate(timeout=PATIENCE)[1]
     second.communicate()
-    assert first.returncode == 1
+    assert first.returncode == 1, complaint
     last = complaint.strip().splitlines()[-1]
     assert "has lost the others" in last and "--resume" in last and str(tmp_path) in last, complaint
     finish(tmp_path, then, sharded, "--resume")
