@@ -100,7 +100,9 @@ def collect(state: PPOState, batch: Prompts, config: PPOConfig, parts: Parts) ->
 
     def look(texts: Samples) -> tuple[Tensor, ...]:
         what = texts.tokens, texts.action_mask
-        with sparing(acting_mask(texts.action_mask), state.policy, state.reference, state.critic, **config.sparing):
+        acting, scored = acting_mask(texts.action_mask), models.scored_states(texts)
+        reading = (acting, (state.policy, state.critic, state.reference)), (scored, (state.reward_model,))
+        with sparing(texts.tokens, *reading, **config.sparing):
             log_probs, entropies = parts.score_actions(
                 state.policy, *what, temperature=config.temperature, entropy=parts.entropy
             )
@@ -108,7 +110,6 @@ def collect(state: PPOState, batch: Prompts, config: PPOConfig, parts: Parts) ->
                 state.reference, *what, temperature=config.temperature, entropy=models.no_entropy
             )
             values = parts.state_values(state.critic, texts.tokens)
-        with sparing(models.scored_states(texts), state.reward_model, **config.sparing):
             scores = parts.read_score(parts.state_values(state.reward_model, texts.tokens), texts)
         return log_probs, entropies, ref_log_probs, values, scores
 
@@ -193,7 +194,8 @@ def _look_again(
 ) -> tuple[PerAction, PerAction, PerState]:
     """What policy and critic make of the texts now, with gradients; no work goes into what nobody reads."""
     entropy = parts.entropy if config.entropy_coef else models.no_entropy
-    with sparing(acting_mask(texts.action_mask), state.policy, state.critic, **config.sparing):
+    acting = acting_mask(texts.action_mask)
+    with sparing(texts.tokens, (acting, (state.policy, state.critic)), **config.sparing):
         log_probs, entropies = parts.score_actions(
             state.policy, texts.tokens, texts.action_mask, temperature=config.temperature, entropy=entropy
         )
@@ -219,10 +221,7 @@ def update(state: PPOState, losses: Iterable[PartialLoss], config: PPOConfig, pa
 
 @torch.no_grad()
 def measure(state: PPOState, rollout: Rollout, targets: Targets, config: PPOConfig, parts: Parts) -> dict[str, float]:
-    """The metrics of this update: what the rollout looked like before it, and the mean over its optimiser steps.
-
-    Those of the first update also hold the numbers of `assert_step_zero`.
-    """
+    """What the rollout looked like before this update, the mean over its steps, and of the first also step zero."""
     mask = rollout.action_mask
     kl = parts.kl(rollout.old_log_probs, rollout.ref_log_probs)
     gap = (rollout.sampler_log_probs - rollout.old_log_probs).abs()

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from threading import RLock
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,7 @@ class FrozenTrunk:
         self.trainable_layers, self.pad_token_id, self.prompt_end = trainable_layers, pad_token_id, tuple(prompt_end)
         self.body: nn.Module | None = None
         self.known, self.known_prompts = LRU(STATES_BYTES), LRU(PROMPTS_BYTES)  # states by row, readings by prompt
+        self.turn = RLock()  # of threads, see `side_by_side`
 
     def adopt(self, model: nn.Module) -> nn.Module:
         """The same model with this trunk in place of its own. What trains is what `train_top_layers` says.
@@ -102,7 +104,8 @@ class FrozenTrunk:
             below[self._prompt_of(row)].append(row)
         found: dict[Row, Tensor] = {}
         for prompt, texts in below.items():
-            own = self.known.recall([prompt, *texts]) or self._read(prompt, texts)
+            with self.turn:
+                own = self.known.recall([prompt, *texts]) or self._read(prompt, texts)
             found |= {row: torch.cat([own[prompt], own[row]]) if row != prompt else own[row] for row in texts}
         return found
 

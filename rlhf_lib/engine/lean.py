@@ -7,9 +7,9 @@ The last layer makes keys and values for all states, and the rest only in states
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from functools import cache, partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -22,19 +22,39 @@ from .allocator import keep_what_is_freed
 from .kept_pass import kept_or_made
 from .lean_layers import run_layers
 from .models import last_mlp_only_where
-from .places import Places, each_once, find_places
+from .places import Places, each_once, find_places, made_once
+from .side_by_side import side_by_side, worth_it
 
 
+@contextmanager
 def sparing(
-    read: Bool[Tensor, "B states"], *of: nn.Module, lean: bool, skip_unread: bool, keep: bool = False
-) -> AbstractContextManager:  # fmt: skip
-    """Within, these models need not make what nobody reads where `read` is False, and do not if the settings say so.
+    tokens: Tokens, *reading: tuple[Bool[Tensor, "B states"], Sequence[nn.Module]], lean: bool, skip_unread: bool,
+    keep: bool = False,
+) -> Iterator[None]:  # fmt: skip
+    """Within, models that read these tokens make nothing that nobody reads, if the settings say so.
 
-    keep  lean models keep the first pass without gradients for the first with them, see `kept_pass`
+    reading  where states are read, and the models of which they are
+    keep     lean models keep the first pass without gradients for the first with them, see `kept_pass`
     """
-    if lean:
-        return only_what_is_read(read, *of, keep=keep)
-    return last_mlp_only_where(read, *(of if skip_unread else ()))
+    within = partial(only_what_is_read, keep=keep) if lean else last_mlp_only_where
+    with ExitStack() as stack:
+        for read, models in reading if lean or skip_unread else ():
+            stack.enter_context(within(read, *models))
+        bodies = [model.base_model for _, models in reading for model in models]
+        if lean and len(set(bodies)) == len(bodies) > 1 and worth_it(tokens.device):
+            _read_ahead(bodies, tokens)
+        yield
+
+
+def _read_ahead(bodies: Sequence[nn.Module], tokens: Tokens) -> None:
+    """Have them all read these tokens now, side by side: the first to ask one of them gets what it made of them."""
+    made = side_by_side([lambda body=body: body.forward(tokens).last_hidden_state for body in bodies])
+    for body, states in zip(bodies, made, strict=True):
+        body.forward = partial(_first_what_is_made, [states], tokens, body.forward)
+
+
+def _first_what_is_made(made: list[Tensor], of: Tokens, make: Callable, input_ids: Tokens, **rest) -> SimpleNamespace:
+    return SimpleNamespace(last_hidden_state=made.pop()) if made and input_ids is of else make(input_ids, **rest)
 
 
 @contextmanager
@@ -44,7 +64,7 @@ def only_what_is_read(read: Bool[Tensor, "B states"], *of: nn.Module, keep: bool
     A state is made if it is read or if a later state of its row is. What is read is what it would be, up to rounding.
     raises  ValueError for a model that is not a Llama as `refuse_if_not_lean` knows it
     """
-    bodies, find = {id(model.base_model): model.base_model for model in of}.values(), cache(find_places)
+    bodies, find = {id(model.base_model): model.base_model for model in of}.values(), made_once(find_places)
     keep_what_is_freed()
     for body in bodies:
         refuse_if_not_lean(body)

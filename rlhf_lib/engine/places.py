@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cache
+from threading import RLock
 from typing import TypeVar
 
 import torch
@@ -23,13 +26,29 @@ class Places:
     first: Tensor  # [N] into the places [B * T], flat: the first at which a state stands
     state: Tensor  # [B, T] into the N states; anything where no state is made
     derived: dict = field(default_factory=dict, repr=False)
+    turn: AbstractContextManager = field(default_factory=RLock, repr=False)
 
     def once(self, make: Callable[..., Derived], *of: object) -> Derived:
-        """`make(places, *of)`, made once: models that read the same texts share it. Tensors count as themselves."""
+        """`make(places, *of)`, made once: models that read the same texts share it, also from several threads.
+
+        Tensors count as themselves.
+        """
         key = make, *of
-        if key not in self.derived:
-            self.derived[key] = make(self, *of)
-        return self.derived[key]
+        with self.turn:
+            if key not in self.derived:
+                self.derived[key] = make(self, *of)
+            return self.derived[key]
+
+
+def made_once(make: Callable[..., Derived]) -> Callable[..., Derived]:
+    """The function with each of its results made once, by the thread that asks first; others wait for it."""
+    remembering, turn = cache(make), RLock()
+
+    def asked(*of: object) -> Derived:
+        with turn:
+            return remembering(*of)
+
+    return asked
 
 
 def find_places(tokens: Tokens, read: Bool[Tensor, "B states"]) -> Places:
