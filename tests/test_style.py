@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,7 @@ def test_the_door_is_light(name):
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for module in ([node.module or "."] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
     }
-    assert top <= {"__future__", "errno", "pathlib", "typing", "typer", "cli", "."}
+    assert top <= {*sys.stdlib_module_names, "typer", "cli", "."}
 
 
 @pytest.mark.parametrize(
