@@ -63,7 +63,6 @@ def _with_gradients(enabled: bool, make: Callable[[], Tensor]) -> Tensor:
 def _at_once(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
     """The tasks' results. What goes wrong in one is raised here, once no task is running any more."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(threads // 2)
     beside = _other_thread(os.getpid()).submit(_in_turn, tasks[1::2], threads // 2)
     try:
         here = _in_turn(tasks[::2], threads // 2)

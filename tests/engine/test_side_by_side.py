@@ -4,6 +4,7 @@ import copy
 import os
 import signal
 import threading
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -83,30 +84,50 @@ def test_a_run_in_two_threads_is_the_run_in_one(threads_of_bodies):
 
 def test_what_was_read_ahead_is_for_one_question():
     """Rejects states of other texts, states handed out twice, and a model that stays changed."""
-    others = ragged_texts(seed=1)
     policy, critic = tiny_llama(), tiny_llama(seed=1)
-    ask = [(policy, TEXTS.tokens), (critic, TEXTS.tokens), (policy, TEXTS.tokens), (critic, others.tokens[:, :3])]
-    expected = []
-    for model, tokens in ask:
-        with lean.only_what_is_read(REAL[:, : tokens.shape[1]], model):
-            expected.append(models.hidden_states(model, tokens))
+    others = TEXTS.tokens.flip(0)
+    ask = [(policy, others), (policy, TEXTS.tokens), (critic, TEXTS.tokens), (policy, TEXTS.tokens)]
+    with lean.only_what_is_read(REAL, policy, critic):
+        expected = [models.hidden_states(*asked) for asked in ask]
     with lean.sparing(TEXTS.tokens, (REAL, (policy, critic)), lean=True, skip_unread=False):
-        found = [models.hidden_states(model, tokens) for model, tokens in ask[:3]]
-    torch.testing.assert_close(found, expected[:3], **CLOSE)
+        found = [models.hidden_states(*asked) for asked in ask]
+    torch.testing.assert_close(found, expected, **CLOSE)
+    assert found[1] is not found[3]
     assert not {"forward", "lean"} & {*vars(policy.base_model), *vars(critic.base_model)}
 
 
-def test_what_two_threads_remember_together():
-    """Rejects a trunk's memory that two threads fill at the same time: each text is read once."""
+def slowly(made, make):
+    """`make`, noted in `made` and slow, so that another thread comes while it is made."""
+
+    def noted(*of):
+        made.append(of)
+        time.sleep(0.05)
+        return make(*of)
+
+    return noted
+
+
+@pytest.mark.parametrize("what", ["find_places", "each_once"])
+def test_what_two_threads_share_is_made_once(monkeypatch, what):
+    """Rejects places that two threads find, each for itself, or derive something from at the same time."""
+    made = []
+    monkeypatch.setattr(lean, what, slowly(made, getattr(lean, what)))
+    policy, critic = tiny_llama(), tiny_llama(seed=1)
+    with lean.sparing(TEXTS.tokens, (REAL, (policy, critic)), lean=True, skip_unread=False):
+        pass
+    assert len(made) == 1
+
+
+def test_a_trunk_reads_each_text_for_one_thread():
+    """Rejects a trunk's memory that two threads fill at the same time, models that read other states among them."""
     trunk = FrozenTrunk(trainable_layers=1, pad_token_id=PAD)
-    policy, critic = (trunk.adopt(tiny_llama()) for _ in range(2))
+    policy, scorer = (trunk.adopt(tiny_llama()) for _ in range(2))
     runs = []
-    trunk.body.layers[0].register_forward_hook(lambda *_: runs.append(threading.get_ident()))
-    for _ in range(5):
-        runs.clear(), trunk.known.clear(), trunk.known_prompts.clear()
-        with lean.sparing(TEXTS.tokens, (REAL, (policy, critic)), lean=True, skip_unread=False):
-            one, other = (models.hidden_states(model, TEXTS.tokens) for model in (policy, critic))
-        assert one.equal(other) and len(runs) == len({tuple(row) for row in trunk.rows(TEXTS.tokens)})
+    trunk.body.layers[0].register_forward_hook(lambda *_: runs.append(time.sleep(0.02)))
+    reading = (REAL, [policy]), (REAL & (TEXTS.tokens > 5), [scorer])
+    with lean.sparing(TEXTS.tokens, *reading, lean=True, skip_unread=False):
+        pass
+    assert len(runs) == len({tuple(row) for row in trunk.rows(TEXTS.tokens)})
 
 
 def squared(weight, made_in=None):
