@@ -94,6 +94,7 @@ def clip_fraction_specification(
 # ------------------------------------------------------------------------------------------------ what is tried
 
 POLICY = ("log_probs", "old_log_probs", "advantages", "action_mask")
+FAR_UP = {"log_probs": -1.0, "old_log_probs": -26.0, "advantages": -1.0}
 
 
 def _cases(names: tuple[str, ...], gradients: tuple[str, ...] = (), refused=(), **hyper: float) -> Callable:
@@ -102,6 +103,14 @@ def _cases(names: tuple[str, ...], gradients: tuple[str, ...] = (), refused=(), 
         return [Case(label, {**{name: x[name] for name in names}, **hyper}, gradients) for label, x in shapes]
 
     return make
+
+
+def _policy_cases() -> list[Case]:
+    """Every shape; and one action far beyond the clip."""
+    far = {name: torch.tensor([[number]], dtype=torch.float64) for name, number in FAR_UP.items()}
+    arguments = {**far, "action_mask": torch.ones(1, 1, dtype=torch.bool), "clip": 0.2}
+    label = "an action that is punished, and 25 nats likelier than at the rollout"
+    return [*_cases(POLICY, ("log_probs",), clip=0.2)(), Case(label, arguments, ("log_probs",))]
 
 
 def _closer(shape: tuple[str, Tensors]) -> tuple[str, Tensors]:
@@ -171,6 +180,17 @@ def _policy_with(
     return policy_loss
 
 
+def _policy_within(nats: Callable[[float], float]) -> Callable:
+    """The logarithm of the ratio is kept within so many nats before anything else happens."""
+
+    def policy_loss(log_probs, old_log_probs, advantages, action_mask, *, clip):
+        r = on(action_mask, log_probs - old_log_probs).clamp(-nats(clip), nats(clip)).exp()
+        a = -on(action_mask, advantages)
+        return on(action_mask, torch.maximum(a * r, a * r.clamp(1 - clip, 1 + clip)))
+
+    return policy_loss
+
+
 def _policy_masked_last(log_probs, old_log_probs, advantages, action_mask, *, clip):
     r = (log_probs - old_log_probs).exp()
     return on(action_mask, torch.maximum(-advantages * r, -advantages * r.clamp(1 - clip, 1 + clip)))
@@ -196,10 +216,13 @@ def _value_with(
     return value_loss
 
 
-def _value_masked_last(values, old_values, returns, action_mask, *, clip):
-    now, old = values[:, :-1], old_values[:, :-1]
-    clipped = old + (now - old).clamp(-clip, clip)
-    return on(action_mask, torch.maximum((now - returns) ** 2, (clipped - returns) ** 2) / 2)
+def _value_masked_last(factor: float = 0.5) -> Callable:
+    def value_loss(values, old_values, returns, action_mask, *, clip):
+        now, old = values[:, :-1], old_values[:, :-1]
+        clipped = old + (now - old).clamp(-clip, clip)
+        return on(action_mask, factor * torch.maximum((now - returns) ** 2, (clipped - returns) ** 2))
+
+    return value_loss
 
 
 def _of_log_ratio(estimate: Callable) -> Callable:
@@ -243,6 +266,12 @@ POLICY_TWINS = (
          _policy_with(ratio=lambda x: x)),
     Twin("you clipped the logarithm of the ratio: the clip is meant for the ratio itself",
          _policy_with(clamped=lambda r, clip: r.log().clamp(-clip, clip).exp())),
+    Twin("you clipped the logarithm of the ratio in both terms: what the clip has caught on the wrong side gets no "
+         "gradient, and can never come back", _policy_within(lambda clip: clip)),
+    *(Twin(f"you kept the logarithm of the ratio within {nats} nats: an action that was punished and has moved further "
+           "gets no gradient back", _policy_within(lambda clip, nats=nats: nats),
+           "verl keeps it within 20 (REFERENCES.md#verl): lesson 09 weighs that; the formula here has no such limit")
+      for nats in (5, 10, 20)),
     Twin("you masked after the exponential: one bad number in padding leaves the value right and the gradient NaN",
          _policy_masked_last, "the write-up's infinite gradients came through exp(ratio) as well"),
     Twin("you did not mask: prompt and padding have a loss", _policy_unmasked),
@@ -261,7 +290,9 @@ VALUE_TWINS = (
          _value_with(centre=lambda now, old, target: torch.zeros_like(old))),
     Twin("you read the value after the choice: returns belong to the state in which the choice was made",
          _value_with(at=slice(1, None)), "the write-up's alignment bug, on the side of the critic"),
-    Twin("you masked after the square: one bad number in padding makes the gradient NaN", _value_masked_last),
+    Twin("you masked after the square: one bad number in padding makes the gradient NaN", _value_masked_last()),
+    Twin("you forgot the half, and you masked after the square: one bad number in padding makes the gradient NaN",
+         _value_masked_last(factor=1.0)),
     Twin("you take the absolute error, not its square",
          _value_with(lambda error, clipped: torch.maximum(error.sqrt(), clipped.sqrt()))),
 )  # fmt: skip
@@ -324,7 +355,7 @@ EXERCISES = (
         lesson="05_ppo_loss",
         library=losses.policy_loss,
         specification=policy_loss_specification,
-        cases=_cases(POLICY, ("log_probs",), clip=0.2),
+        cases=_policy_cases,
         twins=POLICY_TWINS,
         hints=(
             "Two losses for each action: one with the ratio as it is, one with the ratio kept within the clip. Which "
