@@ -21,4 +21,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
+    from .missing_cell import say_which_cell_to_run
+
+    say_which_cell_to_run()
     return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
