@@ -8,13 +8,13 @@ from pathlib import Path
 
 from . import sandbox
 from .exercises import PREAMBLES, by_name, of_lesson
-from .work import move_aside, set_aside, work_folder, write_text
+from .work import in_words, move_aside, set_aside, work_folder, write_text
 
 
 def keep(name: str, source: str) -> str:
     """Write a passing answer into its lesson's file; a different one that stood there is set aside first.
 
-    returns  where it is now, relative to the work folder
+    returns  where it is now, in words
     """
     lesson = by_name(name).lesson
     path, sources = _file_of(lesson), sources_of(lesson)
@@ -22,7 +22,7 @@ def keep(name: str, source: str) -> str:
         if path.exists():
             set_aside(path)
         write_text(path, _page(lesson, {**sources, name: source}))
-    return path.relative_to(work_folder()).as_posix()
+    return in_words(path)
 
 
 def sources_of(lesson: str) -> dict[str, str]:

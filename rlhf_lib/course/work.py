@@ -26,6 +26,33 @@ def leave_no_trace() -> None:
     os.environ[FOLDER_VARIABLE] = tempfile.mkdtemp(prefix="rlhf-course-")
 
 
+class Demonstration:
+    """In a `with` block a temporary folder, the same each time, stands in for the learner's own."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.mkdtemp(prefix="rlhf-course-")
+
+    def __enter__(self) -> None:
+        self._named = os.environ.get(FOLDER_VARIABLE)
+        os.environ[FOLDER_VARIABLE] = self._folder
+
+    def __exit__(self, *_: object) -> None:
+        if self._named is None:
+            os.environ.pop(FOLDER_VARIABLE, None)
+        else:
+            os.environ[FOLDER_VARIABLE] = self._named
+
+
+def in_words(path: Path) -> str:
+    """Where a file of the work folder is, so that it can be found: from the course's own folder, or in full."""
+    folder = work_folder()
+    inside = path.relative_to(folder).as_posix()
+    if not os.environ.get(FOLDER_VARIABLE):
+        return f"{folder.name}/{inside}"
+    temporary = Path(tempfile.gettempdir()).resolve()
+    return f"{inside} of a temporary folder" if temporary in folder.resolve().parents else f"{folder / inside}"
+
+
 def write_text(path: Path, text: str) -> None:
     """Atomically: the old file stays until the new one is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import pytest
 from rlhf_lib.course import answers, hint, progress
 from rlhf_lib.course.checking import check
 from rlhf_lib.course.exercises import PREAMBLES, by_name, of_lesson
-from rlhf_lib.course.work import leave_no_trace, work_folder
+from rlhf_lib.course.work import Demonstration, leave_no_trace, work_folder
 from tests.course.written import solution, solved, written
 
 LESSON = "03_gae"
@@ -113,6 +113,44 @@ def test_work_is_at_the_top_of_the_course(tmp_path, monkeypatch):
     deep.mkdir(parents=True)
     monkeypatch.chdir(deep)
     assert work_folder() == tmp_path / "my_work"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_demonstration_is_over_at_its_end(named, work_folder, tmp_path, monkeypatch):
+    """Rejects tries of a demonstration that count as the learner's, progress that goes on looking at them, and parts of
+    one demonstration that do not know of each other.
+    """
+    if not named:
+        monkeypatch.delenv("RLHF_WORK")
+        monkeypatch.chdir(tmp_path)
+    check.td_errors(solved("td_errors"))
+    demonstration = Demonstration()
+    with demonstration:
+        assert progress(LESSON).done == 0
+        check.returns(solved("returns"))
+    assert [row.status for row in progress(LESSON).rows] == ["passed", "not attempted", "not attempted"]
+    with pytest.raises(ZeroDivisionError), demonstration:
+        assert [row.status for row in progress(LESSON).rows] == ["not attempted", "not attempted", "passed"]
+        raise ZeroDivisionError
+    assert progress(LESSON).done == 1
+
+
+def test_a_panel_says_where_the_answer_is(tmp_path, monkeypatch):
+    """Rejects a place that the learner would look for in vain."""
+
+    def said() -> str:
+        return check.td_errors(solved("td_errors")).next_step
+
+    kept = "Kept in {}: runs can train with it."
+    assert said() == kept.format("answers/03_gae.py of a temporary folder")
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "temporary"))
+    assert said() == kept.format(tmp_path / "my_work" / "answers" / "03_gae.py")
+    monkeypatch.delenv("RLHF_WORK")
+    (tmp_path / "course.py").touch()
+    (tmp_path / "deeper").mkdir()
+    monkeypatch.chdir(tmp_path / "deeper")
+    assert said() == kept.format("my_work/answers/03_gae.py")
+    assert (tmp_path / "my_work" / "answers" / "03_gae.py").exists()
 
 
 def test_solutions_leave_no_trace(work_folder):
