@@ -54,7 +54,8 @@ class Listing:
             f"<span style='{mark}'>&gt; {html.escape(line)}</span>" if self._is_lit(line) else f"  {html.escape(line)}"
             for line in self.text.splitlines()
         ]
-        code = f"<pre style='line-height:1.35;font-family:monospace'>{chr(10).join(lines)}</pre>"
+        look = "line-height:1.35;font-family:monospace;font-size:12px;white-space:pre;overflow-x:auto"
+        code = f"<pre style='{look}'>{chr(10).join(lines)}</pre>"
         summary = f"<summary>{html.escape(self.title)}</summary>"
         return f"<details{'' if self.folded else ' open'}>{summary}{code}</details>"
 
