@@ -16,7 +16,7 @@ from rlhf_lib.course.widgets.plain import show
 
 from .contrast import too_faint
 
-CASE = 7
+CASE = 6
 NASTY = "<b>&amp;<script>\n🙂"
 OWN = (
     *QUESTIONS,
@@ -92,7 +92,7 @@ def secrets(bug) -> list[str]:
 
 def test_curves_and_band(notebook, widget):
     """Rejects a curve of another run, a band of other healthy runs, a sign on the wrong side, and a picture whose
-    heights are not those of the numbers.
+    heights are not those of the numbers, on an axis that says whether it is logarithmic far from the healthy runs.
     """
     slider = widget.get_by_role("slider", name="update to look at")
     slider.focus()
@@ -100,13 +100,19 @@ def test_curves_and_band(notebook, widget):
         assert_shows_curves(widget, CASE, at)
         notebook.page.keyboard.press("ArrowRight")
     notebook.wait_for_python("print(board.view['update'])", "7")
+    bent = []
     for index, (run, least, most) in enumerate(metrics(CASE).values()):
         found = widget.locator("figure").nth(index).evaluate(GEOMETRY)
         low, high = min(run + least), max(run + most)
         heights = [*found["dots"], *(end for rib in found["ribs"] for end in rib)]
         values = [*run, *(end for pair in zip(least, most) for end in pair)]
-        for height, value in zip(heights, values, strict=True):
-            assert height == pytest.approx(88 - 80 * (value - low) / ((high - low) or 1), abs=1e-3)
+        middle, spread = (min(least) + max(most)) / 2, max(most) - min(least)
+        bent.append(0 < 4 * spread < high - low)
+        places = [math.asinh((value - middle) / spread) if bent[-1] else value for value in (low, high, *values)]
+        for height, place in zip(heights, places[2:], strict=True):
+            assert height == pytest.approx(88 - 80 * (place - places[0]) / ((places[1] - places[0]) or 1), abs=1e-3)
+        assert widget.locator("figure").nth(index).get_by_text("log", exact=True).count() == bent[-1]
+    assert {*bent} == {True, False}
 
 
 def test_nothing_tells_the_name_before(notebook, widget):

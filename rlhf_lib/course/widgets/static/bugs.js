@@ -3,22 +3,32 @@ import { button, draw, fill, instrument, make, numbers, polyline, show, slider, 
 
 const BOARD = { width: 210, height: 112, left: 50, right: 8, top: 8, bottom: 24 };
 const BOARD_FRESH = { update: 0, struck: [], asked: [], chosen: "", guesses: [], given_up: false };
-const BOARD_KEY = "Ribbed band between dashed lines: least to most of the healthy runs. Solid line with dots: the case. ▲ above the band, ▼ below it, ✕ not finite.";
+const BOARD_KEY = "Ribbed band between dashed lines: least to most of the healthy runs. Solid line with dots: the case. ▲ above the band, ▼ below it, ✕ not finite. "log": the axis is linear around the healthy runs and logarithmic beyond.";
+const BOARD_FAR = 4; // times the spread of the healthy runs
 
 // ---------------------------------------------------------------------------------------------------------- the curves
+
+/** As it is while the case stays near the healthy runs; else logarithmic beyond them, so that a spike flattens neither. */
+function boardBend({ least, most }, low, high) {
+  const [under, over] = [Math.min(...least), Math.max(...most)];
+  const [middle, spread] = [(under + over) / 2, over - under];
+  return spread > 0 && high - low > BOARD_FAR * spread ? (value) => Math.asinh((value - middle) / spread) : null;
+}
 
 function boardScale({ run, least, most }) {
   const finite = [...run, ...least, ...most].filter(Number.isFinite);
   const [low, high] = [Math.min(...finite), Math.max(...finite)];
-  const [span, last] = [high - low || 1, least.length - 1];
+  const bend = boardBend({ least, most }, low, high);
+  const at = bend || ((value) => value);
+  const [span, last] = [at(high) - at(low) || 1, least.length - 1];
   return {
-    low, high,
+    low, high, bent: bend !== null,
     x: (i) => BOARD.left + (i / last) * (BOARD.width - BOARD.left - BOARD.right),
-    y: (value) => BOARD.height - BOARD.bottom - ((value - low) / span) * (BOARD.height - BOARD.bottom - BOARD.top),
+    y: (value) => BOARD.height - BOARD.bottom - ((at(value) - at(low)) / span) * (BOARD.height - BOARD.bottom - BOARD.top),
   };
 }
 
-function boardAxes({ low, high, x, y }, last) {
+function boardAxes({ low, high, bent, x, y }, last) {
   const [base, end] = [BOARD.height - BOARD.bottom, BOARD.width - BOARD.right];
   const level = high === low ? [low] : [low, high];
   return [
@@ -26,6 +36,7 @@ function boardAxes({ low, high, x, y }, last) {
     ...level.map((value) => words("", BOARD.left - 7, y(value) + 4, show(value, Math.abs(value) < 100 ? 2 : 0), "end")),
     words("", x(0), base + 14, "0", "middle"), words("", x(last), base + 14, String(last), "end"),
     words("", (x(0) + x(last)) / 2, base + 14, "update", "middle"),
+    ...(bent ? [words("", BOARD.left - 7, (BOARD.top + base) / 2 + 4, "log", "end")] : []),
   ];
 }
 
@@ -52,7 +63,7 @@ class BoardChart {
     this.dots = this.run.map((value, i) => (Number.isFinite(value)
       ? draw("circle", { class: "bugs-dot", cx: places.x(i), cy: places.y(value), r: 2.5 })
       : words("", places.x(i), BOARD.height - BOARD.bottom - 2, "✕", "middle")));
-    const label = `${name}: outside the healthy runs in ${outside} of ${this.run.length} updates`;
+    const label = `${name}: outside the healthy runs in ${outside} of ${this.run.length} updates${places.bent ? "; the axis is logarithmic beyond them" : ""}`;
     this.value = make("div", { class: "bugs-value" });
     this.element = make("figure", { class: "bugs-chart" }, make("figcaption", { text: name }),
       draw("svg", { viewBox: `0 0 ${BOARD.width} ${BOARD.height}`, role: "img", "aria-label": label },
