@@ -26,6 +26,7 @@ class LiveRun:
     metrics  of each update so far, those before a checkpoint included
     state    models and optimiser; None until the run has begun
     error    what ended it, if something did
+    over     whether it has come to its end since the last start; what is told of that may still be going on
     """
 
     def __init__(self, config: PPOConfig, parts: Parts = Parts(), *, seed: int = 0, folder: Path | None = None):
@@ -33,12 +34,17 @@ class LiveRun:
         self.metrics: list[dict] = []
         self.state: ppo.PPOState | None = None
         self.error: BaseException | None = None
+        self.over = False
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
 
     @property
+    def started(self) -> bool:
+        return self._thread is not None
+
+    @property
     def running(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
+        return self.started and not self.over
 
     @property
     def stopping(self) -> bool:
@@ -55,8 +61,10 @@ class LiveRun:
         """
         if self.running:
             raise RuntimeError("this run is running already: wait for it, or stop it first")
+        if self.started:
+            self._thread.join()
         self._stop.clear()
-        self.error = None
+        self.error, self.over = None, False
         self._thread = threading.Thread(target=self._train, args=(changed, ended), name=A_RUN, daemon=True)
         self._thread.start()
 
@@ -69,7 +77,7 @@ class LiveRun:
 
         raises  whatever ended the run, if something did
         """
-        if self._thread is None:
+        if not self.started:
             raise RuntimeError("this run has not been started")
         try:
             self._thread.join()
@@ -94,6 +102,7 @@ class LiveRun:
             self._save()
         except BaseException as error:
             self.error = error
+        self.over = True
         ended()
 
     def _begin(self) -> None:

@@ -121,7 +121,7 @@ class Notebook:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", self._hear)
         workspace = f"{lab.base}/lab/workspaces/{secrets.token_hex(4)}"
-        self.page.goto(f"{workspace}/tree/{name}?token={lab.token}")
+        self.page.goto(f"{workspace}/tree/{name}?token={lab.token}", timeout=START_SECONDS * 1000)
         self.page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=START_SECONDS * 1000)
         self.page.wait_for_function(
             """() => document.querySelector('.jp-Dialog') ||

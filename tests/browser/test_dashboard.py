@@ -28,8 +28,9 @@ test_dashboard.write_metrics("metrics.jsonl")
     "long = training_dashboard(replace(SMALL, updates=500), folder='kept')\nlong",
     "replay = replay_dashboard('metrics.jsonl')\nreplay",
     "nasty = replay_dashboard('metrics.jsonl')\nnasty.data = test_dashboard.with_nasty_texts(nasty.data)\nnasty",
+    "fresh = training_dashboard(replace(SMALL, updates=6))\nfresh",
 ]
-LIVE, LONG, REPLAY, NASTY = range(4)
+LIVE, LONG, REPLAY, NASTY, FRESH = range(5)
 SECONDS = 120
 NAMES = (
     "score", "gold", "kl_per_sequence", "clip_fraction", "entropy_per_token", "response_length", "explained_variance",
@@ -128,12 +129,32 @@ def test_the_button_ends_it_cleanly(notebook):
     stop.focus()
     notebook.page.keyboard.press("Enter")
     wait_until(widget, "stopped after")
-    assert stop.is_disabled()
+    assert stop.get_attribute("aria-disabled") == "true"
     done = int(notebook.run_python("_ = long.wait(); print(len(long.metrics))"))
-    assert status(widget) == f"stopped after {done} of 500 updates; the checkpoint is in kept, start() goes on"
+    assert status(widget).startswith(f"stopped after {done} of 500 updates; the checkpoint is in kept; to go on, press")
     assert points_in(widget) == done < 500
     kept = notebook.run_python("from rlhf_lib.engine import checkpoint; print(checkpoint.latest(long.run.folder).step)")
     assert int(kept) == done
+
+
+def test_the_other_button_goes_on(notebook):
+    """Rejects a run that has to be gone on with by code, one that begins again, a button that a keyboard does not reach
+    from the one that stopped it, and one that invites while the run is going on.
+    """
+    widget = notebook.widget("Training dashboard", LONG)
+    stop, go_on = (widget.get_by_role("button", name=name) for name in ("Stop", "Go on"))
+    done = int(notebook.run_python("print(len(long.metrics))"))
+    notebook.picture(widget, "dashboard_stopped")
+    assert stop.evaluate("button => button === document.activeElement")
+    assert go_on.get_attribute("aria-disabled") == "false"
+    notebook.page.keyboard.press("Tab")
+    notebook.page.keyboard.press("Enter")
+    seen = wait_until(widget, f"update {done + 2} of 500")
+    assert min(points for _, points in seen) >= done
+    assert go_on.get_attribute("aria-disabled") == "true"
+    stop.click()
+    wait_until(widget, "stopped after")
+    assert go_on.get_attribute("aria-disabled") == "false"
 
 
 def test_an_interrupt_ends_it_while_a_cell_waits(notebook):
@@ -147,6 +168,26 @@ def test_an_interrupt_ends_it_while_a_cell_waits(notebook):
     notebook.command("notebook:interrupt-kernel")
     wait_until(widget, "stopped after")
     assert done < int(notebook.run_python("print(state.update if state is long.run.state else -1)")) < 500
+
+
+def test_the_button_begins(notebook):
+    """Rejects a dashboard without code that nobody can begin with, and one that shows its curves when a cell that waits
+    for it has ended.
+    """
+    widget = notebook.widget("Training dashboard", FRESH)
+    notebook.page.evaluate(EXECUTE, "import time; time.sleep(1)")
+    widget.get_by_role("button", name="Start").click()
+    wait_until(widget, "It goes on when that one has ended")
+    wait_until(widget, "is running")
+    notebook.page.evaluate(EXECUTE, "fresh.wait()")
+    seen = wait_until(widget, "finished, 6 updates")
+    assert {count for text, count in seen if "is running" in text} & {3, 4, 5}
+    assert widget.get_by_role("button", name="Go on").get_attribute("aria-disabled") == "true"
+
+
+def test_a_replay_has_nothing_to_stop(notebook):
+    """Rejects buttons that promise what a finished run cannot do."""
+    assert notebook.widget("Training dashboard", REPLAY).get_by_role("button").count() == 0
 
 
 def test_the_slider_shows_another_update(notebook):
@@ -194,7 +235,7 @@ def test_texts_stay_texts(notebook):
 def test_legible(notebook, theme):
     """Rejects text that a theme makes faint, in the pictures too."""
     notebook.theme(theme)
-    for place, name in ((LIVE, "live"), (REPLAY, "replay"), (NASTY, "nasty")):
+    for place, name in ((LIVE, "live"), (LONG, "stopped"), (REPLAY, "replay"), (NASTY, "nasty")):
         widget = notebook.widget("Training dashboard", place)
         assert too_faint(widget) == []
         notebook.picture(widget, f"dashboard_{name}_{theme.lower()}")

@@ -58,6 +58,36 @@ def test_stopped_and_gone_on_with(kept, tmp_path, undisturbed):
     assert same_weights(weights_of(state.critic), weights_of(undisturbed[0].critic))
 
 
+def test_the_buttons_begin_and_go_on(undisturbed, tmp_path):
+    """Rejects a button that does nothing, one that starts a second thread, one that invites when there is nothing to
+    do, and a run that does not go on where it was, in memory or from the checkpoint of another one.
+    """
+
+    def press(**buttons):
+        dashboard.view = {**dashboard.view, **buttons}
+
+    def told(change):
+        seen.append((change.new["can"], change.new["status"]))
+        if change.new["status"] == "update 1 of 3 is running":
+            press(stop=True, go_on=False)
+
+    for begin in (lambda: press(go_on=True), lambda: press(stop=False, go_on=True)):
+        dashboard, seen = training_dashboard(CONFIG, folder=tmp_path), []
+        dashboard.observe(told, "data")
+        before = dashboard.data["can"]
+        begin()
+        thread = dashboard.run._thread
+        press(go_on=True)
+        assert (before, dashboard.run._thread) == ("start", thread)
+        dashboard.wait()
+        if not dashboard.run.finished:
+            assert seen[-1][0] == "go on" and 'press "Go on"' in seen[-1][1]
+            assert ("stop", "stopping after 1 of 3 updates") in seen
+    dashboard.unobserve(told, "data")
+    assert dashboard.run.finished and dashboard.data["can"] == ""
+    assert dashboard.metrics == undisturbed[1]
+
+
 def test_what_ends_it_is_told(undisturbed):
     """Rejects a thread that dies in silence, and a dashboard that says it finished."""
 
@@ -68,6 +98,7 @@ def test_what_ends_it_is_told(undisturbed):
     with pytest.raises(ZeroDivisionError, match="on purpose"):
         dashboard.wait()
     assert dashboard.data["status"] == "ended after 0 of 3 updates: ZeroDivisionError: on purpose"
+    assert dashboard.data["can"] == ""
 
 
 def test_an_interrupt_of_the_kernel_stops_it_between_two_updates(monkeypatch):

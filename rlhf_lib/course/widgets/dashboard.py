@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,8 @@ CHARTS = (  # title, and the metrics that share it
 )
 NAMES = [name for _, names in CHARTS for name in names]
 EXAMPLES = 6
+UNTOUCHED = dict(update=-1, stop=False, go_on=False)
+TO_GO_ON = 'to go on, press "Go on", or call start() on the name that this dashboard has in your notebook'
 
 
 def training_dashboard(
@@ -58,7 +61,8 @@ class Dashboard(Instrument):
     """Curves over the updates, the numbers of one of them, and what was written before and after.
 
     `data["steps"]` has a list of numbers, in the order of NAMES, for each update; `view["update"]` is the one whose
-    numbers are shown, -1 for the latest; `view["stop"]` is what the button sets.
+    numbers are shown, -1 for the latest. `data["can"]` says what a button may ask for now: "start", "stop", "go on" or
+    nothing (""), or that there is nothing to ask for ever (None); `view["stop"]` and `view["go_on"]` ask.
     """
 
     _esm = module("dashboard")
@@ -95,18 +99,19 @@ class Dashboard(Instrument):
         figure.savefig(page, format="png", dpi=80, facecolor="white")
         return page.getvalue()
 
-    def _described(self, steps: Sequence[dict], total: int, status: str, samples: Sequence[dict] = ()) -> dict:
+    def _described(self, steps: Sequence[dict], total: int, **more: object) -> dict:
         charts = [dict(title=title, names=list(names)) for title, names in CHARTS]
         rows = [[_number(step.get(name)) for name in NAMES] for step in steps]
-        return plain(dict(charts=charts, names=NAMES, steps=rows, total=total, status=status, samples=list(samples)))
+        return plain(dict(charts=charts, names=NAMES, steps=rows, total=total, **more))
 
 
 class ReplayDashboard(Dashboard):
     """See `replay_dashboard`."""
 
     def __init__(self, steps: Sequence[dict]):
-        data = self._described(steps, len(steps), f"a finished run of {len(steps)} updates")
-        super().__init__(data=data, view=dict(update=-1, stop=False))
+        status = f"a finished run of {len(steps)} updates"
+        data = self._described(steps, len(steps), status=status, can=None, samples=[])
+        super().__init__(data=data, view=dict(UNTOUCHED))
 
     def summary(self) -> str:
         return f"{self.data['total']} updates, replayed"
@@ -117,14 +122,16 @@ class TrainingDashboard(Dashboard):
 
     def __init__(self, run: LiveRun):
         self.run, self._before, self._after = run, [], []
-        super().__init__(view=dict(update=-1, stop=False))
+        self._showing = threading.RLock()
+        super().__init__(view=dict(UNTOUCHED))
         self._show()
         self.observe(self._heard, "view")
 
     def start(self) -> TrainingDashboard:
         """Begin to train, or go on after a stop; the dashboard itself, so that it can end a cell."""
-        self.view = {**self.view, "stop": False}
+        self.view = {**self.view, "stop": False, "go_on": False}
         self.run.start(self._changed, self._ended)
+        self._show()
         return self
 
     def stop(self) -> TrainingDashboard:
@@ -160,16 +167,20 @@ class TrainingDashboard(Dashboard):
 
     def _show(self) -> None:
         run = self.run
-        samples = [
-            dict(title=old["title"], before=old["text"], gold_before=old["gold"],
-                 after=new["text"] if new else "", gold_after=new["gold"] if new else "NaN")
-            for old, new in zip(self._before, self._after or [None] * EXAMPLES)
-        ]  # fmt: skip
-        self.data = self._described(run.metrics, run.config.updates, _status(run), samples)
+        with self._showing:  # the run's thread and the notebook's: neither may put back what the other has seen
+            samples = [
+                dict(title=old["title"], before=old["text"], gold_before=old["gold"],
+                     after=new["text"] if new else "", gold_after=new["gold"] if new else "NaN")
+                for old, new in zip(self._before, self._after or [None] * EXAMPLES)
+            ]  # fmt: skip
+            more = dict(status=_status(run), can=_can(run), samples=samples)
+            self.data = self._described(run.metrics, run.config.updates, **more)
 
     def _heard(self, _: object) -> None:
         if self.view.get("stop"):
             self.run.stop()
+        elif self.view.get("go_on") and not self.run.running:
+            self.start()
 
 
 def _status(run: LiveRun) -> str:
@@ -178,10 +189,21 @@ def _status(run: LiveRun) -> str:
         return f"ended after {done} of {total} updates: {type(run.error).__name__}: {run.error}"
     if run.finished:
         return f"finished, {total} updates"
+    if run.over:
+        kept = f"; the checkpoint is in {run.folder.name}" if run.folder else ""
+        return f"stopped after {done} of {total} updates{kept}; {TO_GO_ON}"
     if run.stopping:
-        kept = f"; the checkpoint is in {run.folder.name}, start() goes on" if run.folder else "; start() goes on"
-        return f"stopped after {done} of {total} updates{kept}"
-    return f"update {done + 1} of {total} is running" if run.state else "not started" if not run.running else "loading"
+        return f"stopping after {done} of {total} updates"
+    return f"update {done + 1} of {total} is running" if run.state else "loading" if run.started else "not started"
+
+
+def _can(run: LiveRun) -> str:
+    """What a button may ask for."""
+    if not run.started:
+        return "start"
+    if run.running:
+        return "stop"
+    return "" if run.finished or run.error is not None else "go on"
 
 
 def _written(lesson: TinyLesson, policy) -> list[dict]:

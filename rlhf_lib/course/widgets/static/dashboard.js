@@ -3,6 +3,7 @@ import { button, draw, fill, instrument, make, numbers, polyline, show, slider, 
 
 const [WIDTH, HEIGHT, LEFT, BOTTOM, EDGE] = [270, 128, 42, 18, 8];
 const ASKED = "Asked to stop. Does a cell wait for this run? It hears nothing meanwhile: interrupt the kernel (■), with the same clean end.";
+const ASKED_TO_GO_ON = "Asked to go on. Is a cell running? It goes on when that one has ended.";
 const DASHES = ["", "6 4"];
 const SIGNS = ["●", "■"];
 
@@ -44,7 +45,8 @@ class Dashboard {
     Object.assign(this, { data, view, change });
     this.status = spoken("dashboard-status");
     this.progress = make("progress", { "aria-label": "updates done" });
-    this.stop = button("Stop after this update", () => change({ stop: true }));
+    this.stop = button("Stop after this update", () => { if (this.may("stop")) change({ stop: true }); });
+    this.goOn = button("Go on", () => { if (this.may("start") || this.may("go on")) change({ stop: false, go_on: true }); });
     this.update = slider({
       label: "Update to look at", min: 0, max: 1, step: 1, digits: 0,
       oninput: (update) => change({ update: update === this.data().steps.length - 1 ? -1 : update }),
@@ -52,7 +54,21 @@ class Dashboard {
     this.charts = make("div", { class: "dashboard-charts" });
     this.samples = make("div", { class: "rlhf-scroll" });
     root.append(make("h3", { text: "Training dashboard" }),
-      make("div", { class: "rlhf-controls" }, this.progress, this.stop, this.update.element), this.status, this.charts, this.samples);
+      make("div", { class: "rlhf-controls" }, this.progress, this.stop, this.goOn, this.update.element), this.status, this.charts, this.samples);
+  }
+
+  /** Whether this is what can be asked for now, and nobody has asked already. */
+  may(what) {
+    const { stop, go_on: goOn } = this.view();
+    return this.data().can === what && !(what === "stop" ? stop : goOn);
+  }
+
+  /** The buttons stay in reach where they have nothing to do: who has just pressed one keeps the focus. */
+  invite({ can }) {
+    for (const element of [this.stop, this.goOn]) element.hidden = can === null;
+    this.goOn.textContent = can === "start" ? "Start" : "Go on";
+    this.stop.setAttribute("aria-disabled", String(!this.may("stop")));
+    this.goOn.setAttribute("aria-disabled", String(!this.may("start") && !this.may("go on")));
   }
 
   refresh() {
@@ -61,9 +77,9 @@ class Dashboard {
     const done = data.steps.length;
     const at = view.update < 0 || view.update >= done ? done - 1 : view.update;
     this.update.set(Math.max(at, 0));
-    const runs = done < data.total && /running|loading/.test(data.status);
-    this.stop.disabled = view.stop || !runs;
-    write(this.status, view.stop && runs ? `${data.status}. ${ASKED}` : data.status);
+    this.invite(data);
+    const asked = view.stop && data.can === "stop" ? ASKED : view.go_on && data.can !== "stop" ? ASKED_TO_GO_ON : "";
+    write(this.status, asked ? `${data.status}. ${asked}` : data.status);
     this.point(at);
   }
 
