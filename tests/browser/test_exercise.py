@@ -103,3 +103,14 @@ def test_verdicts_are_legible(learner):
         assert "1 of 3 passed" in learner.progress()
         assert too_faint(learner.cell(PROGRESS).locator(".jp-RenderedHTML")) == []
         learner.notebook.picture(learner.panel("td_errors"), f"verdict_{theme.lower()}")
+
+
+def test_a_check_before_its_stub(learner):
+    """Rejects a traceback where a line says what to run first."""
+    learner.notebook.run_python("del gae")
+    learner.run(CELLS["gae"].check)
+    learner.panel("gae").get_by_text("First run the cell above that defines `gae`, then this one.").wait_for()
+    assert "NameError" not in learner.cell(CELLS["gae"].check).inner_text()
+    for cell_id in CELLS["gae"]:
+        learner.run(cell_id)
+    learner.panel("gae").get_by_text("Fill in the stub above").wait_for()

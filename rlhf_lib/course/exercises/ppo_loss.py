@@ -266,6 +266,9 @@ POLICY_TWINS = (
          _policy_with(ratio=lambda x: x)),
     Twin("you clipped the logarithm of the ratio: the clip is meant for the ratio itself",
          _policy_with(clamped=lambda r, clip: r.log().clamp(-clip, clip).exp())),
+    Twin("you clipped the logarithm of the ratio, and use that term alone: the clip is meant for the ratio, and of two "
+         "losses the larger one counts",
+         _policy_with(lambda unclipped, clipped: clipped, lambda r, clip: r.log().clamp(-clip, clip).exp())),
     Twin("you clipped the logarithm of the ratio in both terms: what the clip has caught on the wrong side gets no "
          "gradient, and can never come back", _policy_within(lambda clip: clip)),
     *(Twin(f"you kept the logarithm of the ratio within {nats} nats: an action that was punished and has moved further "

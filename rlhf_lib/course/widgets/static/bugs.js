@@ -3,7 +3,7 @@ import { button, draw, fill, instrument, make, numbers, polyline, show, slider, 
 
 const BOARD = { width: 210, height: 112, left: 50, right: 8, top: 8, bottom: 24 };
 const BOARD_FRESH = { update: 0, struck: [], asked: [], chosen: "", guesses: [], given_up: false };
-const BOARD_KEY = "Ribbed band between dashed lines: least to most of the healthy runs. Solid line with dots: the case. ▲ above the band, ▼ below it, ✕ not finite. "log": the axis is linear around the healthy runs and logarithmic beyond.";
+const BOARD_KEY = "Ribbed band between dashed lines: least to most of the healthy runs. Solid line with dots: the case. ▲ above the band, ▼ below it, ✕ not finite. An axis with the word log is linear around the healthy runs and logarithmic beyond.";
 const BOARD_FAR = 4; // times the spread of the healthy runs
 
 // ---------------------------------------------------------------------------------------------------------- the curves
