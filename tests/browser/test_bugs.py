@@ -16,7 +16,7 @@ from rlhf_lib.course.widgets.plain import show
 
 from .contrast import too_faint
 
-CASE = 6
+CASE = 5
 NASTY = "<b>&amp;<script>\n🙂"
 OWN = (
     *QUESTIONS,
