@@ -20,6 +20,7 @@ from rlhf_lib.engine.sharding import own_part, put_together
 from tests.tiny import EOS, PAD, disturb, ragged_prompts, ragged_texts, tiny_llama
 
 ROWS = 7  # not to be divided evenly by 2 or 4
+EPISODES = 10  # nor are those of one of two minibatches
 
 
 def in_whole(*_, **__) -> None:
@@ -48,17 +49,18 @@ def reward_model_steps(share_out):
 
 def ppo_steps(share_out):
     config = ppo.PPOConfig(
-        updates=2, batch_size=ROWS, epochs=2, micro_batch_size=3, response_length=6, learning_rate=1e-3
-    )
+        updates=2, batch_size=EPISODES, minibatches=2, epochs=2, micro_batch_size=3, response_length=6,
+        learning_rate=1e-3,
+    )  # fmt: skip
     policy, scorer = tiny_llama(), models.scorer_from_policy(tiny_llama(), seed=1)
     critic = disturb(models.scorer_from_policy(tiny_llama(), seed=1))
     state = ppo.new_state(policy, critic, scorer, config, Parts(), seed=0, eos_token_id=EOS, pad_token_id=PAD)
     share_out(policy, critic, optimizer=state.optimizer)
     share_out(state.reference, state.reward_model)
-    yield from ppo.train_ppo(state, [ragged_prompts(ROWS, seed) for seed in (0, 1)], config)
+    yield from ppo.train_ppo(state, [ragged_prompts(EPISODES, seed) for seed in (0, 1)], config)
     yield policy
     yield critic
-    yield ppo.collect(state, ragged_prompts(ROWS, 2), config, Parts()).tokens
+    yield ppo.collect(state, ragged_prompts(EPISODES, 2), config, Parts()).tokens
     yield {"policy": policy, "critic": critic}, state.optimizer
     moments = [value for of_weight in state.optimizer.state.values() for value in of_weight.values()]
     weights = [weight for model in (policy, critic, scorer, state.reference) for weight in model.parameters()]
