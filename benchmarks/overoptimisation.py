@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf_lib.course.doctor.curves import chance, window_means
 from rlhf_lib.engine.run_folder import read_lines
 from rlhf_lib.pipeline import recordings
 
@@ -20,7 +21,6 @@ from .drawing import new_figure, save
 
 WINDOW = 5  # updates averaged: 640 summaries
 LEAST = 0.5  # gold points, half a fact: what gold must at least rise first and fall afterwards
-STANDARD_ERRORS = 4  # of a difference of two windows: chance must not look like a rise or a fall
 
 
 @dataclass(frozen=True)
@@ -48,32 +48,17 @@ class Verdict:
 
 def judge_curves(gold: list[float], score: list[float], kl: list[float]) -> Verdict:
     """The verdict on what a run logged at each update; at least two windows of them."""
-    golds, scores = window_means(gold), window_means(score)
+    golds, scores = window_means(gold, WINDOW), window_means(score, WINDOW)
     best = max(range(len(golds)), key=golds.__getitem__)
     ends = (0, best, len(golds) - 1)
-    gold_margin, score_margin = max(LEAST, chance(gold)), chance(score)
+    gold_margin, score_margin = max(LEAST, chance(gold, WINDOW)), chance(score, WINDOW)
     return Verdict(
-        *(tuple(values[at] for at in ends) for values in (golds, scores, window_means(kl))),
+        *(tuple(values[at] for at in ends) for values in (golds, scores, window_means(kl, WINDOW))),
         gold_rises=golds[best] - golds[0] > gold_margin,
         gold_falls=golds[best] - golds[-1] > gold_margin,
         score_rises=scores[-1] - scores[best] > score_margin,
         score_holds=all(max(scores[:at]) - scores[at] < score_margin for at in range(1, len(scores))),
     )
-
-
-def window_means(values: list[float]) -> list[float]:
-    """The mean of every `WINDOW` updates in a row."""
-    return [sum(values[at : at + WINDOW]) / WINDOW for at in range(len(values) - WINDOW + 1)]
-
-
-def chance(values: list[float]) -> float:
-    """`STANDARD_ERRORS` of the difference of two windows.
-
-    The noise of an update is read from second differences, in which a steady trend cancels.
-    """
-    bends = [a - 2 * b + c for a, b, c in zip(values, values[1:], values[2:], strict=False)]
-    variance = sum(bend**2 for bend in bends) / len(bends) / 6  # of x - 2y + z with equal variances: 1 + 4 + 1
-    return STANDARD_ERRORS * (2 * variance / WINDOW) ** 0.5
 
 
 def judge_run(metrics: list[dict]) -> Verdict:

@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from benchmarks.overoptimisation import LEAST, WINDOW, chance, judge_curves, window_means
+from benchmarks.overoptimisation import LEAST, WINDOW, judge_curves
+from rlhf_lib.course.doctor.curves import chance, window_means
 from rlhf_lib.pipeline import recordings
 
 UPDATES = 60
@@ -51,7 +52,7 @@ def test_the_verdict(name, seed):
 
 def test_windows_by_hand():
     """Rejects windows that lack the last update or begin after the first, and a best window that is not gold's."""
-    assert window_means([1, 2, 3, 4, 5, 11]) == [3, 5]
+    assert window_means([1, 2, 3, 4, 5, 11], 5) == [3, 5]
     gold = [0.0] * WINDOW + [3.0] * WINDOW + [0.0] * WINDOW
     verdict = judge_curves(gold, list(range(15)), [10 * value for value in range(15)])
     assert verdict.gold == (0, 3, 0)
@@ -61,10 +62,10 @@ def test_windows_by_hand():
 
 def test_chance_by_hand():
     """Rejects a trend that counts as noise, and another number of standard errors: sd 1 gives 4 sqrt(2/5) = 2.53."""
-    assert chance([0.25 * update for update in range(60)]) == pytest.approx(0, abs=1e-12)
+    assert chance([0.25 * update for update in range(60)], 5) == pytest.approx(0, abs=1e-12)
     noise = random.Random(0)
     rows = [0.5 * update + noise.gauss(0, 1) for update in range(20_000)]
-    assert chance(rows) == pytest.approx(4 * (2 / 5) ** 0.5, rel=0.03)
+    assert chance(rows, 5) == pytest.approx(4 * (2 / 5) ** 0.5, rel=0.03)
 
 
 @pytest.mark.parametrize(("preset", "seed"), recordings.RECORDED)

@@ -9,6 +9,7 @@ import pytest
 from rlhf_lib.course.doctor import NOTHING, TRL_NAMES, diagnose, from_rows, read_log, recorded_by_trl
 from rlhf_lib.course.doctor.command import examine
 from rlhf_lib.course.museum import HEALTHY_RUNS, bug, recorded
+from rlhf_lib.pipeline import recordings
 from rlhf_lib.pipeline.errors import UserError
 
 HEALTHY = dict(
@@ -18,10 +19,10 @@ HEALTHY = dict(
 AT_START = dict(kl_before_first_update=0.0, ratio_error_before_first_update=0.0)
 
 
-def rows(**changes) -> list[dict]:
-    """Six updates of a healthy run; a change is a number for all updates, or a function of the update."""
+def rows(updates: int = 6, **changes) -> list[dict]:
+    """Updates of a healthy run; a change is a number for all updates, or a function of the update."""
     found = []
-    for update in range(6):
+    for update in range(updates):
         row = HEALTHY | (AT_START if update == 0 else {}) | dict(
             update=update, kl_per_sequence=0.2 * update, score=0.1 * update, gold=1 + 0.1 * update
         )  # fmt: skip
@@ -58,6 +59,59 @@ def test_healthy_rows_are_not_accused():
 def test_a_sign_is_seen(changes, family):
     """Rejects a rule that never fires, or fires under another name."""
     assert said_of(**changes) == family
+
+
+OVER_OPTIMISED = "the reward is over-optimised"
+
+
+def a_turn(*, at: int = 8, by: float = 0.2):
+    """Gold that rises by 0.2 an update from 1 on, and falls after one of them by so much an update."""
+    return lambda update: 1 + 0.2 * min(update, at) - by * max(0, update - at)
+
+
+def noise(update: int) -> float:
+    return 0.3 * (-1) ** (update % 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (dict(gold=a_turn()), OVER_OPTIMISED),
+        (dict(gold=a_turn(by=0.04)), NOTHING),
+        (dict(gold=a_turn(at=0)), "the score is upside down"),
+        (dict(gold=a_turn(), score=a_turn()), NOTHING),
+        (dict(gold=a_turn(), kl_per_sequence=lambda u: min(u, 5)), NOTHING),
+        (dict(gold=lambda u: a_turn()(u if u < 16 else u - 16)), NOTHING),
+        (dict(gold=lambda u: 2 + noise(u) - 0.008 * abs(u - 8)), NOTHING),
+        (dict(gold=lambda u: a_turn(by=0.065)(u) + noise(u)), NOTHING),
+        (dict(gold=a_turn(), score=lambda u: 2 + noise(u) + 0.002 * u), NOTHING),
+    ],
+    ids=[
+        "score and KL rise, gold turns", "less than half of its rise", "from the beginning", "the score falls too",
+        "the KL stays", "gold comes back", "gold by chance", "its fall by chance", "score by chance",
+    ],
+)  # fmt: skip
+def test_a_reward_that_is_over_optimised(changes, says):
+    """Rejects a rule that looks at gold alone, at score alone, or at no noise, and one that calls a wrong sign so."""
+    diagnosis = diagnose(from_rows(rows(updates=24, **changes)))
+    assert diagnosis.families == (() if says == NOTHING else (says,))
+
+
+def test_nobody_is_over_optimised_without_gold():
+    """Rejects an accusation by score and KL alone, and silence about a question that could not be asked."""
+    diagnosis = diagnose(from_rows(rows(updates=24, gold=float("nan"))))
+    assert diagnosis.first == NOTHING and OVER_OPTIMISED in {rule.family for rule in diagnosis.not_asked}
+
+
+@pytest.mark.parametrize(("preset", "seed"), recordings.RECORDED)
+def test_recorded_runs_are_over_optimised_or_not(preset, seed):
+    """Rejects a rule that knows made-up curves only; the numbers are those of README's table, in other windows."""
+    diagnosis = diagnose(read_log(recordings.folder_of(preset, seed)))
+    assert diagnosis.families == ((OVER_OPTIMISED,) if preset == "tiny-overoptimised" else ())
+    for sign in diagnosis.signs:
+        gold, best, score = (sign.evidence[name] for name in ("gold", "best_gold", "score"))
+        assert gold == pytest.approx(0.7, abs=0.15) and best == pytest.approx(2.9, abs=0.25) and score > 3
+        assert 5 <= sign.evidence["update_of_best_gold"] <= 10
 
 
 def test_a_policy_that_stands_still_has_a_kl_of_zero():
@@ -188,3 +242,9 @@ def test_a_log_that_is_not_there_or_damaged(tmp_path, name, content, says):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=says):
         read_log(tmp_path)
+
+
+def test_a_folder_that_does_not_exist(tmp_path):
+    """Rejects the word that it lacks a log, where the path is misspelt."""
+    with pytest.raises(UserError, match="nowhere does not exist: name the folder of a run, or its log"):
+        read_log(tmp_path / "nowhere")

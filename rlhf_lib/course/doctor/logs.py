@@ -84,7 +84,8 @@ def _file_of(path: Path) -> Path:
     for file in (*(path / name for name in FILES), *(folder / FILES[-1] for folder in checkpoints)):
         if file.is_file():
             return file
-    raise MissingInputError(f"{path} has no {' and no '.join(FILES)}: name the folder of a run, or its log")
+    what = f"has no {' and no '.join(FILES)}" if path.exists() else "does not exist"
+    raise MissingInputError(f"{path} {what}: name the folder of a run, or its log")
 
 
 def _history(file: Path) -> list[dict]:

@@ -1,7 +1,8 @@
 """The signs the doctor knows: each looks at a few columns of a log and says, with numbers, which bugs fit.
 
 A *certain* sign is a number that right code cannot show, whatever the model and the data. A *likely* one is a pattern
-that the museum's runs show and its healthy runs do not; hyper-parameters may show it too.
+that the museum's runs show (the last one: those of the preset tiny-overoptimised) and its healthy runs do not;
+hyper-parameters may show it too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from itertools import pairwise
 from statistics import mean, median
 
 from ...algorithms import step_zero
+from .curves import chance, window_means
 from .logs import Log
 
 # Ten times what rounding may do in float32, more where the log says that there were fewer bits; a bug does far more.
@@ -243,6 +245,29 @@ def _runaway(log: Log):
         )
 
 
+def _over_optimised(log: Log):
+    """Gold rises and then falls, by more than half of its rise, while the score and the KL go on rising.
+
+    Windows of a fifth of the updates. If gold never rose, it may as well be the sign: `_upside_down` asks for that.
+    """
+    gold, score, kl = (log[name] for name in ("gold", "score", "kl_per_sequence"))
+    width = max(3, len(gold) // 5)
+    if not len(score) == len(gold) == len(kl) >= 2 * width:
+        return None
+    golds, scores, kls = (window_means(values, width) for values in (gold, score, kl))
+    best = max(range(len(golds)), key=golds.__getitem__)
+    rise, fall = golds[best] - golds[0], golds[best] - golds[-1]
+    later = scores[-1] - scores[best] > chance(score, width) and kls[-1] - kls[best] > chance(kl, width)
+    if later and rise > chance(gold, width) and fall > max(chance(gold, width), rise / 2):
+        peak = best + width // 2
+        return (
+            f"gold falls from {golds[best]:.3g}, its best, about update {peak}, to {golds[-1]:.3g}; the score rises "
+            f"meanwhile from {scores[best]:.3g} to {scores[-1]:.3g}, the KL from {kls[best]:.3g} to {kls[-1]:.3g} nats",
+            {"gold": golds[-1], "best_gold": golds[best], "update_of_best_gold": peak, "score": scores[-1],
+             "kl_per_sequence": kls[-1]},
+        )  # fmt: skip
+
+
 def half(values: list[float]) -> list[float]:
     """The first half of a column."""
     return values[: (len(values) + 1) // 2]
@@ -293,4 +318,8 @@ RULES: tuple[Rule, ...] = (
          "the value coefficient that really reaches the loss; a layer that policy and critic share"),
     Rule("the KL runs away", False, ("kl_per_token", "score"), _runaway,
          "the sign of the KL penalty, its coefficient, and what it is averaged over"),
+    Rule("the reward is over-optimised", False, ("score", "gold", "kl_per_sequence"), _over_optimised,
+         "the reward rather than the code: samples, for what the score pays and gold does not; then a larger "
+         "ppo.kl_coef, fewer ppo.updates, to stop where gold is best, or a better reward model, from more preferences "
+         "and over texts of this policy"),
 )  # fmt: skip
