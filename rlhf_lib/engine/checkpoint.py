@@ -163,5 +163,10 @@ def _learning(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
 
 
+def steps_done(folder: Path) -> int:
+    """What the newest checkpoint is called after, 0 where there is none; it is not read."""
+    return max((int(path.name.removeprefix("step-")) for path in _steps(folder)), default=0)
+
+
 def _steps(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))

@@ -65,6 +65,7 @@ def contents(folder: Path) -> dict:
         yardstick=yardstick(samples),
         pictures=pictures(report, metrics, samples),
         settings=compare_with_preset(chosen) if chosen else [],
+        changes=changes_on_the_way(report.get("changes") or []),
     )
 
 
@@ -106,6 +107,21 @@ def compare_with_preset(settings: Settings) -> list[dict]:
         dict(key=key, value=str(value).lower(), changed=key != "seed" and value != value_of(preset, key))
         for key, value in values.items()
     ]
+
+
+def changes_on_the_way(rows: list[dict]) -> list[dict]:
+    """Each setting that a resumed run changed: what it was and is, and since when."""
+    return [
+        dict(key=key, before=str(before).lower(), now=str(now).lower(), since=_since(row))
+        for row in rows
+        for key, (before, now) in row["changed"].items()
+    ]
+
+
+def _since(row: dict) -> str:
+    """An older run did not write down the step."""
+    done = f", after step {row['steps_done']}" if row.get("steps_done") else ""
+    return f"stage {row['stage']}{done}"
 
 
 def number(value: object, digits: int = 2) -> str:

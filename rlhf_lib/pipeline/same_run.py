@@ -1,6 +1,7 @@
 """Whether the output folder holds a run with these settings, and what may be changed in it on the way.
 
-settings.json says what holds from the latest start on; changes.jsonl, from which stage on it was changed, and how.
+settings.json says what holds from the latest start on; changes.jsonl, what was changed after
+which step of which stage.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from ..engine import distributed
+from ..engine import checkpoint, distributed
 from ..engine.files import brief
 from ..engine.run_folder import read_lines
 from .errors import SettingsError
@@ -58,7 +59,8 @@ def record(run: Run, changed: Changed, stages: Sequence[str]) -> None:
     if changed and not stages:
         return  # nothing is made with them
     if changed:
-        row = {"stage": stages[0], "changed": {key: list(values) for key, values in changed.items()}}
+        since = {"stage": stages[0], "steps_done": checkpoint.steps_done(run.out / "checkpoints" / stages[0])}
+        row = {**since, "changed": {key: list(values) for key, values in changed.items()}}
         run.out.write_lines(CHANGES, [*changes(run), row])
         if distributed.is_main():
             print(_line(changed, stages), file=sys.stderr)
@@ -66,7 +68,7 @@ def record(run: Run, changed: Changed, stages: Sequence[str]) -> None:
 
 
 def changes(run: Run) -> list[dict]:
-    """What was changed so far, and from which stage on."""
+    """What was changed so far, and after which step of which stage."""
     path = run.out / CHANGES
     return read_lines(path) if path.exists() else []
 

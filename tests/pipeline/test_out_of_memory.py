@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -118,7 +119,7 @@ def test_it_goes_on_with_what_was_advised(finished, cut_off, tmp_path):
         assert found.pop("stage") == expected.pop("stage")
         assert found == pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE)
     assert from_json((out / "settings.json").read_text()).ppo.micro_batch_size == 4
-    changes = [{"stage": "ppo", "changed": {"ppo.micro_batch_size": [32, 4]}}]
+    changes = [{"stage": "ppo", "steps_done": 0, "changed": {"ppo.micro_batch_size": [32, 4]}}]
     assert read_lines(out / "changes.jsonl") == changes
     assert json.loads((out / "report.json").read_text())["changes"] == changes
 
@@ -148,6 +149,25 @@ def test_changes_one_after_the_other(finished, tmp_path, capsys):
     assert "stage reward_model goes on with ppo.micro_batch_size=4 (it was 32): this changes" in said
     assert "sampled_at_once" not in said
     assert read_lines(out / "changes.jsonl") == [
-        {"stage": "preferences", "changed": {"world.sampled_at_once": [512, 5]}},
-        {"stage": "reward_model", "changed": {"ppo.micro_batch_size": [32, 4]}},
+        {"stage": "preferences", "steps_done": 0, "changed": {"world.sampled_at_once": [512, 5]}},
+        {"stage": "reward_model", "steps_done": 0, "changed": {"ppo.micro_batch_size": [32, 4]}},
     ]
+
+
+def test_a_change_in_the_middle_of_a_stage_says_after_which_step(finished, tmp_path):
+    """Rejects the stage alone, in which steps were made with either value, the step of another stage, and that of the
+    log's last row, which is made again.
+    """
+
+    def until_the_third(stage, steps, total, done=0):
+        for number, step in enumerate(steps, done + 1):
+            if stage == "sft" and number == 4:
+                raise KeyboardInterrupt
+            yield step
+
+    run = small_run(tmp_path, "sft.steps=5", checkpoint_seconds=0)
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(replace(run, progress=until_the_third), ["sft"])
+    run_pipeline(small_run(tmp_path, "sft.steps=5", "sft.micro_batch_size=4", resume=True), ["sft"])
+    changed = {"sft.micro_batch_size": [32, 4]}
+    assert read_lines(tmp_path / "changes.jsonl") == [{"stage": "sft", "steps_done": 3, "changed": changed}]

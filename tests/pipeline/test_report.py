@@ -267,6 +267,28 @@ def test_the_command_on_the_page_has_the_settings_of_the_run(run):
     assert load_settings(words[words.index("--preset") + 1], changes, seed=3) == SETTINGS and "--seed 3" in command
 
 
+def test_what_was_changed_on_the_way_stands_below_the_command(run):
+    """Rejects a page that promises the same run though no command gives it, a change without its place, and one of an
+    older run, which kept no step, that is shown after step 0.
+    """
+    assert "gives the same run" in Page(run).words() and "Changed on the way" not in Page(run).words()
+    changed = {"ppo.micro_batch_size": [32, 4], "engine.gradient_checkpointing": [False, True]}
+    rows = [
+        {"stage": "ppo", "steps_done": 7, "changed": changed},
+        {"stage": "evaluation", "changed": {"world.sampled_at_once": [512, 5]}},
+    ]
+    run.write_json("report.json", {**report(), "changes": rows})
+    page = Page(run)
+    assert "gives the same run" not in page.words()
+    table = re.search(r"<th scope=\"col\">Changed on the way.*?</table>", page.html, re.DOTALL)[0]
+    cells = [re.findall(r"<t[hd][^>]*>(?:<code>)?([^<]*)", row) for row in table.split("<tr>")[1:]]
+    assert cells == [
+        ["ppo.micro_batch_size", "32", "4", "stage ppo, after step 7"],
+        ["engine.gradient_checkpointing", "false", "true", "stage ppo, after step 7"],
+        ["world.sampled_at_once", "512", "5", "stage evaluation"],
+    ]
+
+
 def test_readers_who_cannot_see_the_page(run):
     page = Page(run)
     assert all("scope" in attributes for tag, attributes in page.tags if tag == "th")
