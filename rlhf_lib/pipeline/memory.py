@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ..engine import frozen_trunk
+from ..engine.files import brief
 from ..engine.loading import load_config
 from ..engine.memory_budget import GIB, Budget, ModelShape, Plan, estimate, remedies
 from ..engine.memory_budget.known import SHAPES
@@ -85,12 +86,17 @@ def shape_of(source: str | Path) -> ModelShape:
 
     if str(source) in SHAPES:
         return SHAPES[str(source)]
+    if Path(source).suffix == ".gguf":
+        return ModelShape.of(load_config(source))
     try:
-        if Path(source).suffix == ".gguf":
-            return ModelShape.of(load_config(source))
         return ModelShape.of(AutoConfig.from_pretrained(source, local_files_only=True))
     except (OSError, ValueError) as error:
-        raise InputError(f"{source}: {error}") from None
+        if Path(source).exists():
+            raise InputError(f"the config in {source} cannot be read ({brief(error)}): name another folder") from None
+        raise InputError(
+            f"{source} is no folder here, and was not fetched from the Hub before: give the path of a model's folder "
+            "with --model FOLDER or --set world.model=FOLDER"
+        ) from None
 
 
 def longest_prompt(settings: Settings) -> int:

@@ -10,7 +10,8 @@ from functools import cached_property
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
-from ..engine.files import DamagedError, brief
+from ..engine import hub
+from ..engine.files import DamagedError
 from ..engine.loading import load_config, load_tokenizer
 from .tiny_tldr.posts import longest_posts
 from .tiny_tldr.world import TinyTLDR
@@ -33,7 +34,8 @@ class SmolTLDR(TinyTLDR):
         except DamagedError as error:
             if model:
                 raise
-            raise DamagedError(f"SmolLM2-135M is not here ({brief(error.__cause__)}): {HOW_TO_GET_IT}") from error
+            reason, _ = hub.why(error.__cause__, ON_THE_HUB)
+            raise DamagedError(f"SmolLM2-135M is not here ({reason}): {HOW_TO_GET_IT}") from error
 
     @cached_property
     def context(self) -> int:

