@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 from typing import Annotated
 
-import typer
+import typer.core
 
 INTERRUPTED = 130  # the exit status of what Ctrl-C ended
 STOPPED = "stopped; what was complete is kept: the same command with --resume goes on from there"
@@ -24,7 +24,19 @@ RESUME = (
 )
 PRESETS = "tiny or tiny-overoptimised or smollm2 or tldr-pythia-1b or tldr-llama-1b or tldr-t4"
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+class Commands(typer.core.TyperGroup):
+    """Lists each command with the whole of its first sentence, over several lines where the terminal is narrow."""
+
+    def format_commands(self, context, formatter) -> None:
+        commands = {name: self.get_command(context, name) for name in self.list_commands(context)}
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, one.get_short_help_str(limit=1_000)) for name, one in commands.items()])
+
+
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
 
 
 @app.callback()

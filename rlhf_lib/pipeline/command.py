@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -61,6 +62,7 @@ def run(
         if stage not in STAGES:
             raise SettingsError(f"there is no stage {stage!r}; the stages are {', '.join(STAGES)}")
     only_our_bars()
+    no_guesses_of_deepspeed()
     refuse_other_launch(settings)
     distributed.begin(device_of(settings))
     folder = RunFolder(out) if distributed.is_main() else Onlooker(out)
@@ -125,6 +127,11 @@ def only_our_bars() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+def no_guesses_of_deepspeed() -> None:
+    """Accelerate imports DeepSpeed, where that is installed, for every model to be saved; on a CPU it then warns."""
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
 
 
 def progress_bar(stage: str, steps: Iterator[dict], total: int, done: int = 0) -> Iterator[dict]:

@@ -11,12 +11,12 @@ from rlhf_lib import cli
 from rlhf_lib.pipeline.settings import PRESETS, keys
 from tests.pipeline.runs import SMALL
 
-COMMANDS = ("run", "settings", "memory", "rebuild", "notebooks", "lab")
+COMMANDS = ("run", "settings", "memory", "doctor", "rebuild", "notebooks", "lab")
 HEAVY = ("torch", "transformers", "tokenizers", "numpy", "matplotlib", "jinja2", "rlhf_lib.maths")
 
 
-def invoke(*arguments: str):
-    return CliRunner().invoke(cli.app, list(arguments), env={"COLUMNS": "120", "TERM": "dumb"})
+def invoke(*arguments: str, **rest):
+    return CliRunner().invoke(cli.app, list(arguments), env={"COLUMNS": "120", "TERM": "dumb"}, **rest)
 
 
 def refused(monkeypatch, capsys, *arguments: str) -> str:
@@ -50,9 +50,18 @@ def test_help_of_the_program():
     """Rejects a command without a line about it, and a traceback's worth of decoration."""
     text = invoke("--help").output
     for command in COMMANDS:
-        (line,) = [line for line in text.splitlines() if line.strip().startswith(command)]
+        (line,) = [line for line in text.splitlines() if line.startswith(f"  {command} ")]
         assert len(line.split()) > 3
     assert invoke().output.splitlines()[0] == text.splitlines()[0]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_summaries_of_commands_are_whole(columns):
+    """Rejects a summary that is cut off where the terminal is narrow, and a list that is wider than that."""
+    text = invoke("--help", terminal_width=columns).output.partition("Commands:")[2]
+    assert "..." not in text and max(map(len, text.splitlines())) <= columns
+    words = " ".join(text.split())
+    assert "Train a summariser: SFT, preferences, reward model, PPO, evaluation." in words
 
 
 @pytest.mark.parametrize(
@@ -136,6 +145,15 @@ def test_a_whole_run(tmp_path):
     assert (tmp_path / "report.html").stat().st_size > 1000
     assert '"seed": 3' in (tmp_path / "settings.json").read_text()
     assert '"learning_rate": 0.01' in (tmp_path / "settings.json").read_text()
+
+
+def test_deepspeed_says_nothing_of_a_run_without_it(tmp_path):
+    """Rejects a warning about accelerators in a run of one process on the CPU, where DeepSpeed happens to be there."""
+    pytest.importorskip("deepspeed")
+    changes = chain.from_iterable(("--set", change) for change in (*SMALL, "sft.steps=1"))
+    command = [sys.executable, "-m", "rlhf_lib", "run", "--out", str(tmp_path), "--stage", "sft", *changes]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "accelerator" not in done.stdout + done.stderr, done.stderr
 
 
 def test_stages_run_in_their_order(tmp_path):
