@@ -33,6 +33,8 @@ def sparing(
 ) -> Iterator[None]:  # fmt: skip
     """Within, models that read these tokens make nothing that nobody reads, if the settings say so.
 
+    With a second thread, several lean models read the tokens at once, before anybody asks them: see `side_by_side`.
+
     reading  where states are read, and the models of which they are
     keep     lean models keep the first pass without gradients for the first with them, see `kept_pass`
     """
