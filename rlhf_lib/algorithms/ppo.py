@@ -221,7 +221,7 @@ def update(state: PPOState, losses: Iterable[PartialLoss], config: PPOConfig, pa
 
 @torch.no_grad()
 def measure(state: PPOState, rollout: Rollout, targets: Targets, config: PPOConfig, parts: Parts) -> dict[str, float]:
-    """What the rollout looked like before this update, the mean over its steps, and of the first also step zero."""
+    """What the rollout looked like before this update, means over its steps, and at first what step zero found."""
     mask = rollout.action_mask
     kl = parts.kl(rollout.old_log_probs, rollout.ref_log_probs)
     gap = (rollout.sampler_log_probs - rollout.old_log_probs).abs()

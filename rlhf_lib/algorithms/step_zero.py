@@ -51,8 +51,8 @@ def assert_step_zero(policy: nn.Module, rollout: Rollout, config: PPOConfig, par
     """
 
     def score_for_training(texts: Rollout) -> tuple[Tensor, ...]:
-        acting, own = acting_mask(texts.action_mask), dict(keep=False)  # a pass of its own
-        with sparing(texts.tokens, (acting, [policy]), **config.sparing | own):
+        acting = acting_mask(texts.action_mask)
+        with sparing(texts.tokens, (acting, [policy]), **config.sparing | dict(keep=False)):  # a pass of its own
             log_probs, _ = parts.score_actions(
                 policy, texts.tokens, texts.action_mask, temperature=config.temperature, entropy=models.no_entropy
             )

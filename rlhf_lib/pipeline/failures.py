@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..engine import distributed
-from .enough import with_change
+from .enough import TRAINED, with_change
 from .errors import TrainingError
 from .run import Run
 from .settings import Settings, value_of
@@ -22,7 +22,6 @@ AT_ONCE = {  # what decides how many rows of a stage are in memory together, the
     "ppo": ("ppo.micro_batch_size", "world.sampled_at_once"),
     "evaluation": ("world.sampled_at_once", "ppo.micro_batch_size"),
 }
-TRAINS = ("sft", "reward_model", "ppo")
 AGAIN = "engine.gradient_checkpointing"
 NO_ERROR_OF_THEIR_OWN = (  # words of the CPU's allocator, of CUDA and of a library on it
     "can't allocate memory", "not enough memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
@@ -65,7 +64,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _what_helps(settings: Settings, stage: str) -> str:
     """Only what can still be lowered, and what a run with these settings would not refuse."""
     ways = [f"lower {key} (it is {now})" for key in AT_ONCE[stage] if (now := value_of(settings, key)) > 1]
-    if stage in TRAINS and not value_of(settings, AGAIN) and with_change(settings, f"{AGAIN}=true"):
+    if stage in TRAINED and not value_of(settings, AGAIN) and with_change(settings, f"{AGAIN}=true"):
         ways.append(f"set {AGAIN}=true")
     if not ways:
         return "there is nothing left to lower; choose a smaller world.model, or another machine"

@@ -1,7 +1,6 @@
 """Whether the output folder holds a run with these settings, and what may be changed in it on the way.
 
-settings.json says what holds from the latest start on; changes.jsonl, what was changed after
-which step of which stage.
+settings.json says what holds from the latest start on; changes.jsonl, what was changed after which step of which stage.
 """
 
 from __future__ import annotations

@@ -38,12 +38,12 @@ def two_threads():
 @pytest.fixture
 def threads_of_bodies(monkeypatch):
     """Of each body's passes, forward and backward: in which thread, and how many it may use itself."""
-    found, attention = {}, lean_layers.finish
+    found, finish = {}, lean_layers.finish
 
     def noted(layer, states, attended):
         here = lambda *_: found.setdefault(layer, set()).add((threading.get_ident(), torch.get_num_threads()))  # noqa: E731
         here()
-        made = attention(layer, states, attended)
+        made = finish(layer, states, attended)
         if made.requires_grad:
             made.register_hook(here)
         return made
@@ -78,7 +78,7 @@ def test_a_run_in_two_threads_is_the_run_in_one(threads_of_bodies):
         here, beside = (
             set.union(*(passes[layer] for layer in model.base_model.layers)) for model in (state.policy, state.critic)
         )
-        assert here == {(threading.get_ident(), 1), *here} and len(here) <= 2  # step zero asks the policy alone
+        assert (threading.get_ident(), 1) in here and len(here) <= 2  # step zero asks the policy alone
         assert len(beside) == 1 and beside.isdisjoint(here) and next(iter(beside))[1] == 1
 
 
